@@ -1,0 +1,3 @@
+"""llmserve: a CPU-first local inference server."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,108 @@
+"""The language every layer shares: a request, its parameters, and the events that answer it.
+
+All Structs are frozen, so the same messages can cross a thread (or a process) boundary unchanged.
+One generation path: `Started`, then any number of `Delta`, then exactly one `Finished`; a
+non-streaming answer folds the same events that a stream encodes. A failure is an exception
+(`errors.LlmserveError`) raised by the iterator instead of the next event.
+"""
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Mode(StrEnum):
+    """How the input becomes the text that the model continues."""
+
+    COMPLETION = "completion"  # the prompt as it is
+    INSTRUCT = "instruct"  # the prompt as a user turn in the model's chat template
+    CHAT = "chat"  # `messages` through the model's chat template
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # end-of-generation token or stop string
+    LENGTH = "length"  # max_tokens, or the context is full
+    CANCELLED = "cancelled"  # cut short by the server's shutdown, or by the caller
+
+
+class Message(Struct, frozen=True):
+    role: str
+    content: str
+
+
+class SamplingParams(Struct, frozen=True):
+    """How one token is chosen from the logits; see `engine/sampling.py` for the exact order.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 keep everything. The penalties
+    follow OpenAI's formula over the generated tokens. `logit_bias` maps token ids to an addend.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    ignore_eos: bool = False  # never choose an end-of-generation token
+
+
+class Request(Struct, frozen=True):
+    """One generation, in no dialect. Exactly one of `prompt` and `messages` is set.
+
+    `model` and `mode` None mean the default model and the model's own default mode. `max_tokens`
+    None means until the model stops or the context is full. `seed` None draws one, which
+    `Started` reports.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    mode: Mode | None = None
+    system: str | None = None
+    sampling: SamplingParams = SamplingParams()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens whose KV cells were reused instead of computed
+    generated_tokens: int
+
+
+class Timings(Struct, frozen=True):
+    """Where the time of one request went, in seconds since it was accepted."""
+
+    queue_s: float  # waiting for a slot
+    prefill_s: float  # from the slot to the first token
+    ttft_s: float  # from acceptance to the first token
+    decode_s: float  # from the first token to the last
+    tokens_per_s: float  # generated tokens after the first, over decode_s
+
+
+class Started(Struct, frozen=True, tag=True):
+    """The request is valid and accepted (it may still wait for a slot)."""
+
+    model: str
+    prompt_tokens: int
+    seed: int
+
+
+class Delta(Struct, frozen=True, tag=True):
+    """New text. Never empty, never ends inside a character or a possible stop string."""
+
+    text: str
+
+
+class Finished(Struct, frozen=True, tag=True):
+    reason: FinishReason
+    stop_sequence: str | None
+    usage: Usage
+    timings: Timings
+
+
+Event = Started | Delta | Finished
+EventStream = AsyncIterator[Event]

@@ -1,0 +1,94 @@
+"""Every error that llmserve raises on purpose, and the HTTP status each one means.
+
+    LlmserveError
+    ├── InvalidRequestError      400  the request is wrong; `param` names the field
+    ├── ModelNotFoundError       404  no such model; the message lists those that exist
+    ├── TooLargeError            413  body over the cap, or prompt longer than the context
+    ├── QueueFullError           429  every slot and every place in the queue is taken
+    ├── UnavailableError         503  (family) try again later
+    │   ├── ModelLoadingError         the model is still being loaded
+    │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
+    │   └── ShuttingDownError         the server is draining
+    ├── EngineError              500  llama.cpp failed; the message says in which call
+    ├── ConfigError               -   models.toml is wrong (start-up and reload)
+    └── ModelFileError            -   a GGUF file is missing, truncated or lies about itself
+
+Foreign exceptions are translated in one place per library: msgspec in `api/validation.py`,
+llama.cpp's return codes in `engine/llama.py`, jinja in `chat/template.py`.
+"""
+
+from typing import ClassVar
+
+
+class LlmserveError(Exception):
+    """Base of all errors with a meaning to the caller.
+
+    `status`, `type` and `code` are part of the HTTP contract: `code` is stable and meant for
+    programs, the message for people.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(LlmserveError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class ModelNotFoundError(LlmserveError):
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class TooLargeError(LlmserveError):
+    status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class QueueFullError(LlmserveError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class UnavailableError(LlmserveError):
+    status = 503
+    type = "unavailable_error"
+    code = "unavailable"
+
+
+class ModelLoadingError(UnavailableError):
+    code = "model_loading"
+
+
+class ModelUnavailableError(UnavailableError):
+    code = "model_unavailable"
+
+
+class ShuttingDownError(UnavailableError):
+    code = "shutting_down"
+
+
+class EngineError(LlmserveError):
+    code = "engine_error"
+
+
+class ConfigError(LlmserveError):
+    code = "config_error"
+
+
+class ModelFileError(LlmserveError):
+    code = "model_file_error"
