@@ -6,7 +6,7 @@ non-streaming answer folds the same events that a stream encodes. A failure is a
 (`errors.LlmserveError`) raised by the iterator instead of the next event.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from enum import StrEnum
 
 from msgspec import Struct
@@ -105,4 +105,4 @@ class Finished(Struct, frozen=True, tag=True):
 
 
 Event = Started | Delta | Finished
-EventStream = AsyncIterator[Event]
+EventStream = AsyncGenerator[Event, None]  # a generator, so that leaving early can be told

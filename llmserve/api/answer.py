@@ -1,0 +1,140 @@
+"""Events -> an HTTP answer, folded or streamed, that ends when the client goes away.
+
+Starlette's StreamingResponse leaves its iterator open when a client disconnects during a send,
+so both kinds of answer are Responses of our own. Nothing is sent before the first event, so
+that every refusal is a real HTTP status.
+"""
+
+import asyncio
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable
+
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llmserve.api.errors import encode_error
+from llmserve.core import Delta, Event, EventStream, Finished, Started
+from llmserve.errors import LlmserveError
+
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class Answer(Response):
+    """Runs `_send` until it ends or the client is gone; either way the events are closed."""
+
+    def __init__(self, events: EventStream) -> None:
+        self._events = events
+        self.background: BackgroundTask | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._work(send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+            await asyncio.wait((work, gone))
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self, send: Send) -> None:
+        async with contextlib.aclosing(self._events):
+            await self._send(send)
+
+    @abstractmethod
+    async def _send(self, send: Send) -> None: ...
+
+
+class FoldedAnswer(Answer):
+    """One JSON body, made by `render(text, started, finished)`."""
+
+    def __init__(
+        self, events: EventStream, render: Callable[[str, Started, Finished], bytes]
+    ) -> None:
+        super().__init__(events)
+        self._render = render
+
+    async def _send(self, send: Send) -> None:
+        texts: list[str] = []
+        started: Started | None = None
+        async for event in self._events:
+            match event:
+                case Delta(text):
+                    texts.append(text)
+                case Started():
+                    started = event
+                case Finished():
+                    assert started
+                    body = self._render("".join(texts), started, event)
+                    await _send_body(send, body)
+
+
+class StreamedAnswer(Answer):
+    """Server-sent events. `encode(event)` gives the bytes of one event, b"" for none.
+
+    An error after the start is sent as an event, and ends the stream. When nothing was sent for
+    `keep_alive_s` (a long queue or prefill), a comment goes out.
+    """
+
+    def __init__(
+        self, events: EventStream, encode: Callable[[Event], bytes], *, keep_alive_s: float
+    ) -> None:
+        super().__init__(events)
+        self._encode = encode
+        self._keep_alive_s = keep_alive_s
+        self._last_sent_s = 0.0
+
+    async def _send(self, send: Send) -> None:
+        first = await anext(self._events)  # raises what has a status of its own
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        await self._send_part(send, self._encode(first))
+        keep_alive = asyncio.create_task(self._keep_alive(send))
+        try:
+            async for event in self._events:
+                await self._send_part(send, self._encode(event))
+        except LlmserveError as error:
+            await self._send_part(send, sse_event(encode_error(error)))
+        finally:
+            keep_alive.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_part(self, send: Send, part: bytes) -> None:
+        if part:
+            self._last_sent_s = asyncio.get_running_loop().time()
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def _keep_alive(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._last_sent_s = loop.time()
+        while True:
+            await asyncio.sleep(self._last_sent_s + self._keep_alive_s - loop.time())
+            if loop.time() >= self._last_sent_s + self._keep_alive_s:
+                await self._send_part(send, KEEP_ALIVE)
+
+
+def sse_event(data: bytes) -> bytes:
+    """One unnamed server-sent event; `data` is JSON, so it has no line break."""
+    return b"data: " + data + b"\n\n"
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,42 @@
+"""The application: routes, error handlers, lifespan."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from llmserve.api import errors, ops
+from llmserve.api.inference import inference
+from llmserve.errors import LlmserveError
+from llmserve.gateway import Gateway
+
+ROUTES = [
+    Route("/inference", inference, methods=["POST"]),
+    Route("/health", ops.health),
+    Route("/ready", ops.ready),
+    Route("/metrics", ops.metrics),
+]
+
+
+def create_app(gateway: Gateway) -> Starlette:
+    """The whole service over `gateway`, which lives as long as the application's lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        gateway.start()
+        yield
+        await gateway.close()
+
+    app = Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        exception_handlers={
+            LlmserveError: errors.on_llmserve_error,
+            HTTPException: errors.on_http_exception,
+            Exception: errors.on_bug,
+        },
+    )
+    app.state.gateway = gateway
+    return app

@@ -1,0 +1,162 @@
+"""Request bytes -> a wire Struct: the one place that reads bodies and knows msgspec's errors."""
+
+import difflib
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from llmserve.errors import InvalidRequestError, TooLargeError
+
+T = TypeVar("T")
+
+_MAX_SHOWN = 80  # characters of a wrong value in a message
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body; cut off, with `TooLargeError`, as soon as it exceeds `max_bytes`."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(f"{int(declared)} bytes", max_bytes)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > max_bytes:
+            raise _too_large(f"more than {len(body)} bytes", max_bytes)
+    return bytes(body)
+
+
+def _too_large(size: str, max_bytes: int) -> TooLargeError:
+    return TooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
+
+
+def decode_body(body: bytes, wire_type: type[T]) -> T:
+    """`body` as `wire_type`, or an `InvalidRequestError` naming field, value and allowed range."""
+    try:
+        return msgspec.json.decode(body, type=wire_type)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), body, wire_type) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequestError("the body is nested too deeply") from error
+
+
+def _explain(message: str, body: bytes, wire_type: type[Any]) -> InvalidRequestError:
+    what, _, where = message.partition(" - at `")
+    is_key = where.startswith("key` in ")
+    path = where.removeprefix("key` in `").rstrip("`").removeprefix("$").removeprefix(".")
+    if unknown := re.search(r"unknown field `(.*)`", what):
+        return _unknown_field(unknown[1], path, wire_type)
+    if missing := re.search(r"missing required field `(.*)`", what):
+        field = _join(path, missing[1])
+        return InvalidRequestError(f"{field} is missing", param=field)
+    if is_key:
+        return InvalidRequestError(f"a key of {path} is wrong: {what}", param=path)
+    try:
+        value = _shown(_value_at(path, msgspec.json.decode(body)))
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, RecursionError):
+        value = "wrong"  # msgspec stops at the first fault, so a later one can spoil the rest
+    allowed = _describe(_schema_at(path, wire_type), _definitions(wire_type))
+    return InvalidRequestError(
+        f"{path or 'the body'} is {value}; it must be {allowed}", param=path or None
+    )
+
+
+def _unknown_field(name: str, path: str, wire_type: type[Any]) -> InvalidRequestError:
+    known = list(_schema_at(path, wire_type).get("properties", ()))
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(known)}"
+    field = _join(path, name)
+    return InvalidRequestError(f"there is no field {field}; {hint}", param=field)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _steps(path: str) -> list[str]:
+    """`messages[0].content` -> ["messages", "[0]", "content"]."""
+    return re.findall(r"\[[^\]]*\]|[^.\[\]]+", path)
+
+
+def _value_at(path: str, value: Any) -> Any:
+    """What the body has at `path`; LookupError for a dict's `[...]`, which names no key."""
+    for step in _steps(path):
+        index = step.strip("[]")
+        value = value[int(index)] if index.isdecimal() and isinstance(value, list) else value[step]
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+
+
+# -- the allowed values, read from the JSON schema of the wire type ------------------------------
+
+Schema = dict[str, Any]
+
+
+def _definitions(wire_type: type[Any]) -> Schema:
+    (_, definitions) = msgspec.json.schema_components([wire_type], ref_template="{name}")
+    return definitions
+
+
+def _schema_at(path: str, wire_type: type[Any]) -> Schema:
+    definitions = _definitions(wire_type)
+    schema: Schema = definitions[wire_type.__name__]
+    for step in _steps(path):
+        for option in _options(schema, definitions):
+            if step.startswith("["):
+                inner = option.get("items") or option.get("additionalProperties")
+            else:
+                inner = option.get("properties", {}).get(step)
+            if inner:
+                schema = inner
+                break
+    (schema, *others) = _options(schema, definitions)
+    return {"anyOf": [schema, *others]} if others else schema
+
+
+def _options(schema: Schema, definitions: Schema) -> list[Schema]:
+    """The alternatives of a schema but null, with references resolved."""
+    alternatives = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
+    return [definitions[s["$ref"]] if "$ref" in s else s for s in alternatives]
+
+
+def _describe(schema: Schema, definitions: Schema) -> str:
+    """In words: «a number from 0 to 2», «a string of 1 to 1024 characters or an array …»."""
+    return " or ".join(_describe_one(s, definitions) for s in _options(schema, definitions))
+
+
+def _describe_one(schema: Schema, definitions: Schema) -> str:
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    match schema.get("type"):
+        case "boolean":
+            return "true or false"
+        case "integer":
+            return "an integer" + _range(schema, "minimum", "maximum", "")
+        case "number":
+            return "a number" + _range(schema, "minimum", "maximum", "")
+        case "string":
+            return "a string" + _range(schema, "minLength", "maxLength", " characters")
+        case "array":
+            items = _describe(schema["items"], definitions)
+            return f"an array{_range(schema, 'minItems', 'maxItems', ' items')}, each {items}"
+        case _:
+            return "an object" + _range(schema, "minProperties", "maxProperties", " entries")
+
+
+def _range(schema: Schema, low: str, high: str, unit: str) -> str:
+    least, most = schema.get(low), schema.get(high)
+    above = schema.get("exclusiveMinimum")
+    if above is not None:
+        return f" above {above}" + (f" and at most {most}" if most is not None else "")
+    if least is not None and most is not None:
+        return f" {'of' if unit else 'from'} {least} to {most}{unit}"
+    if least is not None:
+        return f" of at least {least}{unit}"
+    return f" of at most {most}{unit}" if most is not None else ""

@@ -1,0 +1,112 @@
+"""POST /inference, the native dialect: wire Structs <-> core."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve import core
+from llmserve.api.answer import FoldedAnswer, StreamedAnswer, sse_event
+from llmserve.api.body import decode_body, read_body
+from llmserve.api.schemas.native import (
+    Details,
+    InferenceRequest,
+    InferenceResponse,
+    Parameters,
+    StreamDelta,
+)
+from llmserve.core import Delta, Event, Finished, Started
+from llmserve.errors import InvalidRequestError
+from llmserve.gateway import Gateway
+
+
+async def inference(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    server = gateway.config.server
+    wire = decode_body(await read_body(request, server.max_body_bytes), InferenceRequest)
+    events = gateway.generate(to_core(wire))
+    if wire.stream:
+        return StreamedAnswer(events, StreamEncoder().encode, keep_alive_s=server.keep_alive_s)
+    return FoldedAnswer(events, render_details if wire.details else render_text)
+
+
+def to_core(wire: InferenceRequest) -> core.Request:
+    """Raises `InvalidRequestError` unless exactly one of prompt and messages is given."""
+    if (wire.prompt is None) == (wire.messages is None):
+        problem = "both are given" if wire.prompt is not None else "neither is given"
+        raise InvalidRequestError(f"give either prompt or messages; {problem}", param="prompt")
+    parameters = wire.parameters or Parameters()
+    return core.Request(
+        model=wire.model,
+        prompt=wire.prompt,
+        messages=_messages(wire),
+        mode=wire.mode,
+        system=wire.system,
+        sampling=_sampling(parameters),
+        max_tokens=parameters.max_tokens,
+        stop=_stops(parameters),
+        seed=parameters.seed,
+    )
+
+
+def _messages(wire: InferenceRequest) -> tuple[core.Message, ...] | None:
+    if wire.messages is None:
+        return None
+    return tuple(core.Message(message.role, message.content) for message in wire.messages)
+
+
+def _sampling(parameters: Parameters) -> core.SamplingParams:
+    """What is not given keeps core's default."""
+    given = {
+        name: value
+        for name in core.SamplingParams.__struct_fields__
+        if (value := getattr(parameters, name)) is not None
+    }
+    return core.SamplingParams(**given)
+
+
+def _stops(parameters: Parameters) -> tuple[str, ...]:
+    match parameters.stop:
+        case None:
+            return ()
+        case str() as stop:
+            return (stop,)
+        case stops:
+            return tuple(stops)
+
+
+def render_text(text: str, started: Started, finished: Finished) -> bytes:
+    return msgspec.json.encode(InferenceResponse(text))
+
+
+def render_details(text: str, started: Started, finished: Finished) -> bytes:
+    """The answer with `details`; also the last event of every stream."""
+    details = Details(
+        finish_reason=finished.reason,
+        stop_sequence=finished.stop_sequence,
+        prompt_tokens=finished.usage.prompt_tokens,
+        cached_tokens=finished.usage.cached_tokens,
+        generated_tokens=finished.usage.generated_tokens,
+        seed=started.seed,
+        timings=finished.timings,
+    )
+    return msgspec.json.encode(InferenceResponse(text, details))
+
+
+class StreamEncoder:
+    """The events of one stream -> its bytes; remembers the text for the last event."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._started: Started | None = None
+
+    def encode(self, event: Event) -> bytes:
+        match event:
+            case Started():
+                self._started = event
+                return b""
+            case Delta(text):
+                self._texts.append(text)
+                return sse_event(msgspec.json.encode(StreamDelta(text)))
+            case Finished():
+                assert self._started
+                return sse_event(render_details("".join(self._texts), self._started, event))

@@ -1,0 +1,64 @@
+"""The wire format of POST /inference. Ranges are in the types; nothing unknown is accepted."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from llmserve.core import FinishReason, Mode, Timings
+
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    role: Annotated[str, Meta(min_length=1, max_length=64)]
+    content: str
+
+
+class Parameters(Struct, forbid_unknown_fields=True):
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[int, Meta(ge=0, le=2**31 - 1)], Annotated[float, Meta(ge=-100, le=100)]],
+            Meta(max_length=1024),
+        ]
+        | None
+    ) = None
+    ignore_eos: bool | None = None
+
+
+class InferenceRequest(Struct, forbid_unknown_fields=True):
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)] | None = None
+    mode: Mode | None = None
+    system: str | None = None
+    stream: bool | None = None
+    details: bool | None = None
+    parameters: Parameters | None = None
+
+
+class Details(Struct):
+    finish_reason: FinishReason
+    stop_sequence: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    seed: int
+    timings: Timings
+
+
+class InferenceResponse(Struct, omit_defaults=True):
+    generated_text: str
+    details: Details | None = None
+
+
+class StreamDelta(Struct):
+    delta: str

@@ -1,0 +1,179 @@
+"""The command line: the only reader of argv and of the environment."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from llmserve import __version__
+from llmserve.core import Delta, Mode, Request, SamplingParams
+from llmserve.errors import ConfigError, LlmserveError, ModelFileError
+from llmserve.registry.config import Config, ModelSpec, load_config
+from llmserve.registry.sources import locate
+
+PACKAGE_DIR = Path(__file__).parent
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="LLMSERVE_CONFIG",
+    help="models.toml to use. Default: ./models.toml, else the one that came with llmserve.",
+)
+
+
+class _Commands(click.Group):
+    """Our errors end a command with their message and status 1, not with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except LlmserveError as error:
+            raise click.ClickException(error.message) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Serve language models on a CPU: POST /inference over quantized GGUF files.
+
+    \b
+    Examples:
+      llmserve serve                              start on 127.0.0.1:8000
+      llmserve serve --port 9000 --log-level debug
+      llmserve models                             what models.toml offers, and what is on disk
+      llmserve run smollm2 "Say hello."           answer in the terminal, without a server
+    """
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on. Default: models.toml, else 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: models.toml, else 8000.")
+@config_option
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="debug shows llama.cpp's own log too.",
+)
+def serve(host: str | None, port: int | None, config_path: Path | None, log_level: str) -> None:
+    """Start the server; Ctrl-C ends it once running requests are done.
+
+    \b
+    Examples:
+      llmserve serve
+      llmserve serve --host 0.0.0.0 --port 9000
+      llmserve serve --config my-models.toml
+    """
+    # Here, not above: `llmserve --help` need not import a web server.
+    from llmserve.api.server import serve as run_server
+    from llmserve.gateway import build_gateway
+
+    _log_to_stderr(log_level)
+    config = _load(config_path)
+    given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
+    server = msgspec.structs.replace(config.server, **given)
+    run_server(build_gateway(msgspec.structs.replace(config, server=server)))
+
+
+@cli.command()
+@config_option
+def models(config_path: Path | None) -> None:
+    """List the models that models.toml offers, and whether they are on disk."""
+    config = _load(config_path)
+    click.echo(f"{config.path}\n")
+    rows = [("NAME", "ALIASES", "ON DISK", "SOURCE")]
+    rows += [
+        (spec.name, ", ".join(spec.aliases) or "-", _size_on_disk(spec), spec.source)
+        for spec in config.models
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("prompt", required=False)
+@config_option
+@click.option("--mode", type=click.Choice([Mode.COMPLETION, Mode.INSTRUCT]))
+@click.option("--system", help="System message, with mode instruct.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Default: until the model stops.")
+@click.option("--seed", type=click.IntRange(min=0), help="Makes the answer repeatable.")
+def run(
+    name: str,
+    prompt: str | None,
+    config_path: Path | None,
+    mode: str | None,
+    system: str | None,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int | None,
+) -> None:
+    """Answer PROMPT (or standard input) with model NAME, streaming to the terminal.
+
+    \b
+    Examples:
+      llmserve run smollm2 "Name three colours."
+      llmserve run smollm2 --mode completion --max-tokens 40 "Once upon a time"
+      llmserve run smollm2 --temperature 0 < question.txt
+    """
+    _log_to_stderr("error")
+    request = Request(
+        model=name,
+        prompt=sys.stdin.read() if prompt is None else prompt,
+        mode=Mode(mode) if mode else None,
+        system=system,
+        sampling=SamplingParams(temperature=temperature),
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_print_answer(_load(config_path), request))
+
+
+async def _print_answer(config: Config, request: Request) -> None:
+    from llmserve.gateway import build_gateway
+
+    gateway = build_gateway(config)
+    try:
+        async with contextlib.aclosing(gateway.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    click.echo(event.text, nl=False)
+        click.echo()
+    finally:
+        await gateway.close()
+
+
+def _load(path: Path | None) -> Config:
+    return load_config(path or _default_config_path())
+
+
+def _default_config_path() -> Path:
+    """./models.toml; else the packaged one (beside the package in a checkout)."""
+    places = (Path("models.toml"), PACKAGE_DIR / "models.toml", PACKAGE_DIR.parent / "models.toml")
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError("there is no models.toml here; name one with --config")
+
+
+def _size_on_disk(spec: ModelSpec) -> str:
+    try:
+        return f"{locate(spec).stat().st_size / 1e6:,.0f} MB"
+    except ModelFileError:
+        return "missing"
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )

@@ -1,0 +1,268 @@
+"""The only module that imports llama_cpp: its low-level binding behind `runtime.Runtime`.
+
+Return codes, null pointers and log lines of llama.cpp become our errors here and nowhere else.
+Arguments are checked before each call, because a failed GGML_ASSERT ends the process.
+"""
+
+import ctypes
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import psutil
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from llmserve.engine.runtime import (
+    AbortedError,
+    Chunk,
+    Logits,
+    ModelInfo,
+    OutOfCellsError,
+    RuntimeLimits,
+)
+from llmserve.errors import EngineError, ModelFileError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT_LENGTH = 8192
+MAX_BATCH = 512  # tokens; larger batches prefill no faster on a CPU
+
+
+class LlamaParams(Struct, frozen=True):
+    """How to load a model. None: chosen from the model and the machine."""
+
+    context_length: int | None = None
+    max_sequences: int = 16
+    num_threads: int | None = None
+
+
+class LlamaRuntime:
+    """One GGUF model and one context with a unified KV cache. Implements `Runtime`."""
+
+    def __init__(self, path: Path, params: LlamaParams) -> None:
+        """Load `path`. Raises `ModelFileError` if llama.cpp refuses it, `EngineError` if the
+        context cannot be made (in practice: not enough memory).
+        """
+        _initialize()
+        self._closed = False
+        self._model = _load_model(path)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self._abort_flag = ctypes.create_string_buffer(2)
+        try:
+            self._context = _new_context(self._model, params, self._abort_flag)
+        except EngineError:
+            lib.llama_model_free(self._model)
+            raise
+        self._memory = lib.llama_get_memory(self._context)
+        self.info = _model_info(self._model, self._vocab)
+        num_cells = lib.llama_n_ctx(self._context)
+        self.limits = RuntimeLimits(
+            num_cells=num_cells,
+            num_slots=lib.llama_n_seq_max(self._context),
+            max_batch=lib.llama_n_batch(self._context),
+            context_length=num_cells,
+        )
+        self._batch = _Batch(self.limits.max_batch)
+        self._pieces: dict[int, bytes] = {}
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Read every weight once, so that the first request does not wait for the disk."""
+        self.decode([Chunk(slot=0, start=0, tokens=[0], wants_logits=True)])
+        self.trim(0, 0)
+
+    # -- text -------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        data = text.encode()
+        tokens = (lib.llama_token * (len(data) + 2))()  # never more than a token a byte, and BOS
+        count = lib.llama_tokenize(
+            self._vocab, data, len(data), tokens, len(tokens), add_special, True
+        )
+        if count < 0:
+            raise EngineError(f"llama_tokenize wants {-count} tokens for {len(data)} bytes")
+        return list(tokens[:count])
+
+    def token_bytes(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
+        return piece
+
+    # -- computing --------------------------------------------------------------------------
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        num_outputs = self._batch.fill(chunks)
+        code = lib.llama_decode(self._context, self._batch.struct)
+        if code == 1:
+            raise OutOfCellsError
+        if code == 2:
+            raise AbortedError
+        if code != 0:
+            raise EngineError(f"llama_decode failed with code {code}")
+        if num_outputs == 0:
+            return np.empty((0, self.info.vocab_size), dtype=np.float32)
+        rows = lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(rows, shape=(num_outputs, self.info.vocab_size))
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens, -1):
+            raise EngineError(f"llama_memory_seq_rm cannot cut a sequence at {num_tokens} tokens")
+
+    def abort(self) -> None:
+        self._abort_flag[0] = b"\1"
+
+    def clear_abort(self) -> None:
+        self._abort_flag[0] = b"\0"
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
+
+
+class _Batch:
+    """A `llama_batch` over numpy arrays: filling it makes no call per token."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._tokens = np.zeros(max_tokens, dtype=np.int32)
+        self._positions = np.zeros(max_tokens, dtype=np.int32)
+        self._outputs = np.zeros(max_tokens, dtype=np.int8)
+        self._slots = np.zeros(max_tokens, dtype=np.int32)
+        # Each token has a list of the sequences it belongs to; ours point into one array.
+        self._num_slots = np.ones(max_tokens, dtype=np.int32)
+        addresses = np.arange(max_tokens, dtype=np.uintp) * self._slots.itemsize
+        self._slot_pointers = addresses + self._slots.ctypes.data
+        self.struct = lib.llama_batch(
+            token=_pointer(self._tokens, lib.llama_token),
+            pos=_pointer(self._positions, lib.llama_pos),
+            n_seq_id=_pointer(self._num_slots, ctypes.c_int32),
+            seq_id=_pointer(self._slot_pointers, ctypes.POINTER(lib.llama_seq_id)),
+            logits=_pointer(self._outputs, ctypes.c_int8),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> int:
+        """Write `chunks`; returns the number of output rows."""
+        end = num_outputs = 0
+        assert sum(len(chunk.tokens) for chunk in chunks) <= len(self._tokens)
+        for slot, start, tokens, wants_logits in chunks:
+            begin, end = end, end + len(tokens)
+            self._tokens[begin:end] = tokens
+            self._positions[begin:end] = range(start, start + len(tokens))
+            self._slots[begin:end] = slot
+            self._outputs[begin:end] = 0
+            if wants_logits:
+                self._outputs[end - 1] = 1
+                num_outputs += 1
+        self.struct.n_tokens = end
+        return num_outputs
+
+
+def _pointer(array: NDArray[Any], item: type[Any]) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(item))
+
+
+def default_num_threads() -> int:
+    """The physical cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16
+    return max(1, min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, allowed))
+
+
+@functools.cache
+def _initialize() -> None:
+    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+
+
+_LOG_LEVELS = {3: logging.WARNING, 4: logging.ERROR}  # ggml's; what it calls info is for debugging
+_last_errors: list[str] = []
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_callback(level: int, text: bytes, _user_data: object) -> None:
+    message = text.decode(errors="replace").rstrip()
+    if level == 4:
+        _last_errors.append(message)
+    if message.strip(". "):
+        log.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
+
+
+def _load_model(path: Path) -> lib.llama_model_p:
+    _last_errors.clear()
+    model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+    if not model:
+        raise ModelFileError(f"{path}: llama.cpp cannot load it: {_reason()}")
+    return model
+
+
+def _new_context(
+    model: lib.llama_model_p, params: LlamaParams, abort_flag: ctypes.Array[ctypes.c_char]
+) -> lib.llama_context_p:
+    length_trained = lib.llama_model_n_ctx_train(model)
+    length = params.context_length or min(length_trained or 1 << 31, DEFAULT_CONTEXT_LENGTH)
+    num_threads = params.num_threads or default_num_threads()
+    wanted = lib.llama_context_default_params()
+    wanted.n_ctx = length
+    wanted.n_batch = wanted.n_ubatch = MAX_BATCH
+    wanted.n_seq_max = params.max_sequences
+    # One row a sequence at most: the default reserves logits for every token of a batch.
+    wanted.n_outputs_max = params.max_sequences
+    wanted.n_threads = wanted.n_threads_batch = num_threads
+    wanted.kv_unified = True
+    wanted.no_perf = True
+    # llama.cpp asks this before every node of the graph, hundreds of times a step. A Python
+    # callback would take the interpreter lock each time; strlen answers 0 or 1 without it.
+    wanted.abort_callback = ctypes.cast(_libc_strlen(), lib.ggml_abort_callback)
+    wanted.abort_callback_data = ctypes.cast(abort_flag, ctypes.c_void_p)
+    _last_errors.clear()
+    context = lib.llama_init_from_model(model, wanted)
+    if not context:
+        raise EngineError(f"llama.cpp cannot make a context of {length} tokens: {_reason()}")
+    return context
+
+
+def _libc_strlen() -> "ctypes._FuncPointer":
+    return ctypes.CDLL(None).strlen
+
+
+def _reason() -> str:
+    return "; ".join(_last_errors[:3]) or "no reason given"
+
+
+def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:
+    vocab_size = lib.llama_vocab_n_tokens(vocab)
+    description = ctypes.create_string_buffer(256)
+    lib.llama_model_desc(model, description, len(description))
+    template = lib.llama_model_chat_template(model, None)
+    return ModelInfo(
+        description=description.value.decode(errors="replace"),
+        vocab_size=vocab_size,
+        eog_tokens=frozenset(t for t in range(vocab_size) if lib.llama_vocab_is_eog(vocab, t)),
+        bos_text=_special_text(vocab, lib.llama_vocab_bos(vocab)),
+        eos_text=_special_text(vocab, lib.llama_vocab_eos(vocab)),
+        chat_template=template.decode(errors="replace") if template else None,
+    )
+
+
+def _special_text(vocab: lib.llama_vocab_p, token: int) -> str:
+    if token < 0:  # LLAMA_TOKEN_NULL
+        return ""
+    return _token_to_piece(vocab, token, special=True).decode(errors="replace")
+
+
+def _token_to_piece(vocab: lib.llama_vocab_p, token: int, *, special: bool) -> bytes:
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if length >= 0:
+            return buffer.raw[:length]
+        size = -length

@@ -1,0 +1,56 @@
+"""What crosses the border between the engine's facade and its worker.
+
+Frozen Structs of plain data: they cross a thread today and can cross a process unchanged.
+"""
+
+from msgspec import Struct
+
+from llmserve.core import Delta, Finished, SamplingParams
+
+
+class Submit(Struct, frozen=True, tag=True):
+    """Start a generation. `tokens` is not empty and shorter than `max_len` <= the context."""
+
+    id: int
+    tokens: list[int]
+    max_len: int  # prompt and generated tokens together
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    seed: int
+
+
+class Cancel(Struct, frozen=True, tag=True):
+    """Forget a generation; nothing more is said about it. Unknown ids are fine."""
+
+    id: int
+
+
+class Stop(Struct, frozen=True, tag=True):
+    """End the worker; what still runs finishes as cancelled."""
+
+
+class Failed(Struct, frozen=True, tag=True):
+    """A generation ended by a fault of the engine."""
+
+    message: str
+
+
+class StepStats(Struct, frozen=True, tag=True):
+    """One step, for the metrics."""
+
+    num_decoded: int  # sequences that computed one token
+    num_prefilled: int  # prompt tokens
+    num_running: int
+    num_waiting: int
+    step_s: float
+
+
+Command = Submit | Cancel | Stop
+Reply = tuple[int, Delta | Finished | Failed]  # request id, what happened
+
+
+class StepReport(Struct, frozen=True, tag=True):
+    """Everything that one step has to say, delivered at once."""
+
+    replies: list[Reply]
+    stats: StepStats | None = None

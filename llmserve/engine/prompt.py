@@ -1,0 +1,82 @@
+"""core.Request -> the text and the tokens that the model continues."""
+
+from llmserve.chat.template import ChatTemplate
+from llmserve.core import Message, Mode, Request
+from llmserve.engine.runtime import ModelInfo, Runtime
+from llmserve.errors import InvalidRequestError, TooLargeError
+
+
+def load_template(info: ModelInfo) -> ChatTemplate | None:
+    """The model's chat template; None if it has none."""
+    if not info.chat_template:
+        return None
+    return ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
+
+
+def resolve_mode(request: Request, default_mode: Mode | None, *, has_template: bool) -> Mode:
+    """The mode that was asked for, else chat for messages, else the model's default.
+
+    Raises `InvalidRequestError` where mode and input do not go together.
+    """
+    mode = request.mode
+    if mode is None and request.messages is not None:
+        mode = Mode.CHAT
+    elif mode is None:
+        # A default of chat cannot apply to a bare prompt; its single-turn form can.
+        fallback = Mode.INSTRUCT if has_template else Mode.COMPLETION
+        mode = fallback if default_mode in (None, Mode.CHAT) else default_mode
+    wants_messages = mode is Mode.CHAT
+    if wants_messages and request.messages is None:
+        raise InvalidRequestError("mode chat needs messages instead of prompt", param="mode")
+    if not wants_messages and request.prompt is None:
+        raise InvalidRequestError(f"mode {mode} needs prompt instead of messages", param="mode")
+    if request.system is not None and mode is not Mode.INSTRUCT:
+        raise InvalidRequestError(
+            f"system goes with mode instruct only, and the mode is {mode}", param="system"
+        )
+    if mode is not Mode.COMPLETION and not has_template:
+        raise InvalidRequestError(
+            f"the model has no chat template, which mode {mode} needs; use mode completion",
+            param="mode",
+        )
+    return mode
+
+
+def build_text(request: Request, mode: Mode, template: ChatTemplate | None) -> str:
+    """The text that the model continues."""
+    if mode is Mode.COMPLETION:
+        assert request.prompt is not None
+        return request.prompt
+    assert template is not None
+    if mode is Mode.CHAT:
+        assert request.messages is not None
+        return template.render(request.messages)
+    assert request.prompt is not None
+    system = () if request.system is None else (Message("system", request.system),)
+    return template.render((*system, Message("user", request.prompt)))
+
+
+def encode(
+    request: Request, runtime: Runtime, template: ChatTemplate | None, default_mode: Mode | None
+) -> list[int]:
+    """The prompt's tokens, with room for at least one more in the context.
+
+    Runs off the event loop. Raises `InvalidRequestError` and `TooLargeError`.
+    """
+    mode = resolve_mode(request, default_mode, has_template=template is not None)
+    text = build_text(request, mode, template)
+    bos = runtime.info.bos_text
+    # Most templates write BOS themselves, and a second one degrades the answer.
+    has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
+    tokens = runtime.tokenize(text, add_special=not has_bos)
+    field = "messages" if mode is Mode.CHAT else "prompt"
+    if not tokens:
+        raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
+    context_length = runtime.limits.context_length
+    if len(tokens) >= context_length:
+        raise TooLargeError(
+            f"{field} has {len(tokens)} tokens; the context of this model holds {context_length},"
+            " one of which the answer needs; shorten it",
+            param=field,
+        )
+    return tokens

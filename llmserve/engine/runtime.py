@@ -1,0 +1,87 @@
+"""What the engine needs from an inference library, and nothing more.
+
+`engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`
+and `abort` may be called from any thread, everything else by the worker's thread only.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+
+class ModelInfo(Struct, frozen=True):
+    """What a loaded model says about itself."""
+
+    description: str
+    vocab_size: int
+    eog_tokens: frozenset[int]  # tokens that end a generation
+    bos_text: str  # "" if the model has none; templates write it themselves
+    eos_text: str
+    chat_template: str | None  # jinja source from the GGUF
+
+
+class RuntimeLimits(Struct, frozen=True):
+    num_cells: int  # KV cells shared by all slots; one cell holds one token
+    num_slots: int  # sequences at the same time
+    max_batch: int  # tokens in one decode call
+    context_length: int  # tokens in one sequence
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokens of one sequence: `tokens[i]` goes to position `start + i` of `slot`.
+
+    With `wants_logits` the last token's logits are an output row.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    wants_logits: bool
+
+
+class OutOfCellsError(Exception):
+    """The batch found no free KV cells; the memory is as before the call."""
+
+
+class AbortedError(Exception):
+    """`abort` interrupted the call; cells of the batch may or may not have been written."""
+
+
+class Runtime(Protocol):
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def limits(self) -> RuntimeLimits: ...
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`; special tokens written in the text are recognised.
+
+        `add_special` puts the model's BOS in front where the model wants one.
+        """
+
+    def token_bytes(self, token: int) -> bytes:
+        """The token's text as UTF-8, possibly a part of a character; b"" for control tokens."""
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        """Compute one batch, at most `max_batch` tokens, at most one chunk a slot.
+
+        Returns a (num_outputs, vocab_size) view in the order of the chunks that want logits,
+        valid until the next call. Raises `OutOfCellsError`, `AbortedError`, or `EngineError`.
+        """
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        """Forget everything in `slot` from position `num_tokens` on."""
+
+    def abort(self) -> None:
+        """Make the running `decode` raise `AbortedError` soon, until `clear_abort`."""
+
+    def clear_abort(self) -> None: ...
+
+    def close(self) -> None:
+        """Give all memory back. Nothing may be called afterwards."""

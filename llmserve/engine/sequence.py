@@ -1,0 +1,76 @@
+"""One request's state inside the worker, from acceptance to its last token.
+
+Invariant: the KV cells of `slot` hold exactly `tokens[:num_computed]`. `tokens` is the prompt and
+everything generated; what is pending still has to be computed, and once nothing is pending the
+logits of the last token choose the next. Decoding is thus the case of one pending token, and a
+preempted sequence resumes by computing all its tokens again.
+"""
+
+from dataclasses import dataclass, field
+
+from llmserve.core import Finished, FinishReason, Timings, Usage
+from llmserve.engine.output import TextStream
+from llmserve.engine.sampling import Sampler
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    id: int
+    arrival: int  # order of acceptance; lower is older
+    tokens: list[int]
+    max_len: int  # prompt and generated tokens together
+    sampler: Sampler
+    text: TextStream
+    accepted_s: float  # this and the following: seconds on the monotonic clock
+    slot: int | None = None
+    num_computed: int = 0
+    num_cached: int = 0
+    started_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    prompt_len: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.tokens) >= self.max_len
+
+    def add(self, token: int, now_s: float) -> None:
+        """Append a generated token."""
+        self.tokens.append(token)
+        self.sampler.accept(token)
+        self.last_token_s = now_s
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+
+    def finished(self, reason: FinishReason, stop: str | None, now_s: float) -> Finished:
+        """The last event of this sequence."""
+        usage = Usage(
+            prompt_tokens=self.prompt_len,
+            cached_tokens=self.num_cached,
+            generated_tokens=self.num_generated,
+        )
+        return Finished(reason, stop, usage, self._timings(now_s))
+
+    def _timings(self, now_s: float) -> Timings:
+        started_s = now_s if self.started_s is None else self.started_s
+        first_s = now_s if self.first_token_s is None else self.first_token_s
+        last_s = first_s if self.last_token_s is None else self.last_token_s
+        decode_s = last_s - first_s
+        return Timings(
+            queue_s=started_s - self.accepted_s,
+            prefill_s=first_s - started_s,
+            ttft_s=first_s - self.accepted_s,
+            decode_s=decode_s,
+            tokens_per_s=(self.num_generated - 1) / decode_s if decode_s > 0 else 0.0,
+        )

@@ -1,0 +1,84 @@
+"""What `GET /metrics` shows. One registry per application, so that tests do not share counts."""
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+_STEP_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+disable_created_metrics()  # a second series per counter that nobody reads
+
+
+class Metrics:
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        model = ("model",)
+        self.requests = Counter(
+            "llmserve_requests",
+            "Requests by outcome: a finish reason, an error code, or disconnected",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "llmserve_prompt_tokens", "Prompt tokens of answered requests", model, registry=registry
+        )
+        self.generated_tokens = Counter(
+            "llmserve_generated_tokens", "Generated tokens", model, registry=registry
+        )
+        self.ttft = Histogram(
+            "llmserve_time_to_first_token_seconds",
+            "From acceptance to the first token",
+            model,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.inter_token = Histogram(
+            "llmserve_inter_token_seconds",
+            "Time between two pieces of text of one answer",
+            model,
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self.running = Gauge(
+            "llmserve_running_requests", "Requests that hold a slot", model, registry=registry
+        )
+        self.queue_depth = Gauge(
+            "llmserve_queue_depth", "Requests waiting for a slot", model, registry=registry
+        )
+        self.batch_size = Histogram(
+            "llmserve_batch_tokens",
+            "Tokens computed in one step",
+            model,
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self.step = Histogram(
+            "llmserve_step_seconds",
+            "Duration of one llama_decode",
+            model,
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+
+    def observe_step(self, model: str, num_tokens: int, step_s: float) -> None:
+        self.batch_size.labels(model).observe(num_tokens)
+        self.step.labels(model).observe(step_s)
+
+    def observe_load(self, model: str, num_running: int, num_waiting: int) -> None:
+        self.running.labels(model).set(num_running)
+        self.queue_depth.labels(model).set(num_waiting)
+
+    def render(self) -> bytes:
+        """The prometheus text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,149 @@
+"""models.toml -> frozen Structs. Validated once, here; nothing else reads the file.
+
+Every refusal is a `ConfigError` that names the file, the key and the fix.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from llmserve.core import Mode
+from llmserve.errors import ConfigError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+_SOURCES = ("package", "path")
+
+
+class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[server]`: one process."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
+    load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
+    shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
+    keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment
+
+
+class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[models.NAME]`: one model, where it comes from and how it is run."""
+
+    name: str = ""  # the NAME of the table; not a key in it
+    package: str | None = None  # an installed Python distribution that ships the file
+    file: str | None = None  # the file inside `package`
+    path: Path | None = None  # a GGUF file, absolute after `load_config`
+    aliases: tuple[str, ...] = ()
+    context_length: Positive | None = None  # None: the training length, at most 8192
+    max_concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
+    max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 256
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
+    default_mode: Mode | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, for people."""
+        return f"package {self.package}" if self.package else f"path {self.path}"
+
+
+class Config(Struct, frozen=True):
+    """The whole file. `models` is in the order of the file; `names` has the aliases too."""
+
+    path: Path
+    server: ServerConfig
+    models: tuple[ModelSpec, ...]
+    names: dict[str, ModelSpec] = field(default_factory=dict)
+
+    @property
+    def default(self) -> ModelSpec:
+        """The model of a request that names none: called or aliased `default`, else the first."""
+        return self.names.get("default", self.models[0])
+
+
+class _File(Struct, forbid_unknown_fields=True):
+    server: ServerConfig = ServerConfig()
+    models: dict[str, ModelSpec] = {}
+
+
+def load_config(path: Path) -> Config:
+    """Read and validate `path`. Raises `ConfigError`."""
+    path = path.absolute()
+    file = _convert(path, _parse(path))
+    models = tuple(_complete(path, name, spec) for name, spec in file.models.items())
+    if not models:
+        raise ConfigError(f"{path}: no model: add a [models.NAME] table")
+    return Config(path, file.server, models, _index(path, models))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _convert(path: Path, raw: dict[str, Any]) -> _File:
+    try:
+        return msgspec.convert(raw, _File)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(str(error))}") from error
+
+
+def _explain(message: str) -> str:
+    """msgspec's message with the key first, and the known keys where one is unknown."""
+    what, _, where = message.partition(" - at `$.")
+    key = where.rstrip("`").replace("models[...]", "models.*")
+    prefix = f"{key}: " if key else ""
+    unknown = re.search(r"unknown field `(.*)`", what)
+    if not unknown:
+        return prefix + what
+    owner = _File if not key else ServerConfig if key == "server" else ModelSpec
+    known = [name for name in owner.__struct_fields__ if name != "name"]
+    close = difflib.get_close_matches(unknown[1], known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+    return f"{prefix}unknown key {unknown[1]!r}; {hint}"
+
+
+def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
+    """The spec with its name and an absolute path, or a `ConfigError`."""
+    where = f"{path}: models.{name}"
+    for word in (name, *spec.aliases):
+        if not _NAME.fullmatch(word):
+            raise ConfigError(f"{where}: {word!r} is no model name: use letters, digits, . _ : / -")
+    if spec.name:
+        raise ConfigError(f"{where}.name: unknown key 'name'; the table's own name is the name")
+    given = [source for source in _SOURCES if getattr(spec, source) is not None]
+    if len(given) != 1:
+        has = f"has {' and '.join(given)}" if given else "has no source"
+        raise ConfigError(f"{where}: {has}; give exactly one of {', '.join(_SOURCES)}")
+    if spec.package and not spec.file:
+        raise ConfigError(f"{where}.file: missing; name the .gguf file inside the package")
+    if spec.path and spec.file:
+        raise ConfigError(f"{where}.file: only goes with package; put the whole path into path")
+    absolute = path.parent / spec.path.expanduser() if spec.path else None
+    return msgspec.structs.replace(spec, name=name, path=absolute)
+
+
+def _index(path: Path, models: tuple[ModelSpec, ...]) -> dict[str, ModelSpec]:
+    """Every name and alias -> its model."""
+    names: dict[str, ModelSpec] = {spec.name: spec for spec in models}
+    for spec in models:
+        for alias in spec.aliases:
+            if alias in names:
+                owner = names[alias].name
+                raise ConfigError(
+                    f"{path}: models.{spec.name}.aliases: {alias!r} is already a name of"
+                    f" {owner!r}; remove it from one of them"
+                )
+            names[alias] = spec
+    return names

@@ -1,0 +1,114 @@
+"""Shipped fakes, for fast tests of everything above them. Never used by the server itself."""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmserve.engine.runtime import (
+    AbortedError,
+    Chunk,
+    Logits,
+    ModelInfo,
+    OutOfCellsError,
+    RuntimeLimits,
+)
+
+EOS = 256
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+class FakeRuntime:
+    """A byte-level model in memory, as strict about its KV cells as llama.cpp.
+
+    The next token is a function of the whole sequence, read back from the cells, so that any
+    mistake in positions, slots or reuse changes the text. `gate`, where set, holds every decode
+    until released: tests drive steps without sleeping.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_cells: int = 256,
+        num_slots: int = 4,
+        max_batch: int = 32,
+        context_length: int | None = None,
+        chat_template: str | None = TEMPLATE,
+        gate: threading.Semaphore | None = None,
+    ) -> None:
+        self.info = ModelInfo(
+            description="fake",
+            vocab_size=EOS + 1,
+            eog_tokens=frozenset([EOS]),
+            bos_text="",
+            eos_text="",
+            chat_template=chat_template,
+        )
+        self.limits = RuntimeLimits(num_cells, num_slots, max_batch, context_length or num_cells)
+        self.cells: list[list[int]] = [[] for _ in range(num_slots)]
+        self.batch_sizes: list[int] = []
+        self.decoding = threading.Event()  # set while a decode call runs
+        self.closed = False
+        self._gate = gate
+        self._aborted = threading.Event()
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def token_bytes(self, token: int) -> bytes:
+        return b"" if token == EOS else bytes([token])
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        assert not self.closed
+        size = sum(len(chunk.tokens) for chunk in chunks)
+        assert 0 < size <= self.limits.max_batch
+        assert len({chunk.slot for chunk in chunks}) == len(chunks)
+        self.batch_sizes.append(size)
+        self.decoding.set()
+        try:
+            if self._gate:
+                while not self._gate.acquire(timeout=0.01):
+                    if self._aborted.is_set():
+                        raise AbortedError
+        finally:
+            self.decoding.clear()
+        if sum(map(len, self.cells)) + size > self.limits.num_cells:
+            raise OutOfCellsError
+        for chunk in chunks:
+            cells = self.cells[chunk.slot]
+            assert chunk.start == len(cells), "positions must be consecutive"
+            cells.extend(chunk.tokens)
+        rows = [self._logits(self.cells[c.slot]) for c in chunks if c.wants_logits]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.info.vocab_size)
+
+    def _logits(self, tokens: Sequence[int]) -> Logits:
+        digest = hashlib.sha256(bytes(token % 256 for token in tokens)).digest()
+        return np.random.default_rng(list(digest)).normal(size=EOS + 1).astype(np.float32) * 4
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        del self.cells[slot][num_tokens:]
+
+    def abort(self) -> None:
+        self._aborted.set()
+
+    def clear_abort(self) -> None:
+        self._aborted.clear()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def reference_greedy(prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """What `FakeRuntime` generates for `prompt` alone, one token at a time."""
+    runtime = FakeRuntime(num_cells=len(prompt) + max_tokens + 1, max_batch=len(prompt))
+    generated: list[int] = []
+    pending = list(prompt)
+    while len(generated) < max_tokens and generated[-1:] != [EOS]:
+        start = len(runtime.cells[0])
+        generated.append(int(runtime.decode([Chunk(0, start, pending, True)])[0].argmax()))
+        pending = generated[-1:]
+    return generated
