@@ -1,84 +1,372 @@
 """The loaded models. Everything here runs on the event loop, so the state has one writer.
 
-A model is loaded when it is first wanted; everybody who wants it meanwhile joins that load. A
-load that fails is tried again by the next request.
+A model is loaded when it is first wanted, and everybody who wants it meanwhile joins that load.
+Loads are admitted to memory in the order they were asked for; two that fit load side by side.
+Invariants (`check_integrity`):
+
+- all that is resident or being loaded fits the budget that its admission saw
+- a model that somebody holds or waits for is never evicted; a draining one takes no new holders,
+  so that requests for one model cannot starve the load of another
 """
 
 import asyncio
+import copy
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Protocol
 
 from llmserve.engine.engine import Engine
-from llmserve.errors import LlmserveError, ModelLoadingError, ModelUnavailableError
+from llmserve.errors import (
+    InsufficientMemoryError,
+    LlmserveError,
+    ModelBusyError,
+    ModelLoadingError,
+    ModelUnavailableError,
+    ShuttingDownError,
+)
+from llmserve.pool.eviction import Resident, Use, choose_evictions
+from llmserve.pool.placement import Placement
 from llmserve.registry.config import ModelSpec
 
 log = logging.getLogger(__name__)
 
-Loader = Callable[[ModelSpec], Awaitable[Engine]]
+
+class State(StrEnum):
+    COLD = "cold"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"  # the next request tries again
+
+
+class Progress:
+    """How far a load is. The loading thread writes `fraction` and obeys `is_cancelled`."""
+
+    def __init__(self) -> None:
+        self.fraction = 0.0
+        self.is_cancelled = False
+
+
+class Loader(Protocol):
+    """How models come to be: `pool/loader.py` with llama.cpp, fakes in tests."""
+
+    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
+        """How to load `spec` if it had all of the budget. Raises `LlmserveError`."""
+
+    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
+        """A ready engine. Raises `LlmserveError`."""
+
+
+class Model:
+    """One model as the pool sees it. Written by the pool only."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.state = State.COLD
+        self.engine: Engine | None = None  # while READY
+        self.error: LlmserveError | None = None  # while FAILED
+        self.placement: Placement | None = None  # how it is, or was last, loaded
+        self.progress = Progress()  # while LOADING
+        self.num_leases = 0  # who holds the engine, or waits for the load under way
+        self.last_used_s = 0.0  # unix time
+        self.is_admitted = False  # its memory is counted
+        self.is_draining = False  # to be evicted once idle
+        self.is_retired = False  # no longer in the config
+        self.task: asyncio.Task[None] | None = None  # the load or unload under way
+        self.admission: asyncio.Future[None] | None = None
+        self.idle_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory it takes, or last took; 0 if that is not known yet."""
+        return self.placement.size_bytes if self.placement else 0
+
+    @property
+    def use(self) -> Use:
+        if self.state is State.UNLOADING:
+            return Use.LEAVING
+        if self.spec.pinned and not self.is_retired:
+            return Use.PINNED
+        return Use.IDLE if self.state is State.READY and not self.num_leases else Use.BUSY
 
 
 class Pool:
-    """Name -> engine, loaded on demand by `load`."""
+    """Spec -> engine, within a memory budget.
 
-    def __init__(self, load: Loader, *, load_wait_s: float) -> None:
-        self._load = load
+    `budget_bytes(resident_bytes)` is asked anew for every admission, as other processes take
+    memory too; its argument is how much of what is in use is the pool's own.
+    """
+
+    def __init__(
+        self, loader: Loader, *, budget_bytes: Callable[[int], int], load_wait_s: float
+    ) -> None:
+        self._loader = loader
+        self._budget_bytes = budget_bytes
         self._load_wait_s = load_wait_s
-        self._engines: dict[str, asyncio.Task[Engine]] = {}
+        self._models: dict[ModelSpec, Model] = {}
+        self._queue: deque[Model] = deque()  # loads that wait for memory, in order
+        self._changed = asyncio.Event()  # set, and replaced, whenever something changed
+        self._is_closed = False
 
-    def is_ready(self, spec: ModelSpec) -> bool:
-        task = self._engines.get(spec.name)
-        return task is not None and task.done() and not task.cancelled() and not task.exception()
-
-    def preload(self, spec: ModelSpec) -> None:
-        """Start loading without waiting; a failure is logged and told to who asks next."""
-        self._loading(spec)
+    # -- for those who use models -----------------------------------------------------------
 
     @asynccontextmanager
     async def lease(self, spec: ModelSpec) -> AsyncIterator[Engine]:
         """A ready engine, for the time of the block.
 
-        Raises `ModelLoadingError` after `load_wait_s`, `ModelUnavailableError` if it cannot load.
+        Raises `ModelLoadingError` after `load_wait_s`, and whatever ended the load.
         """
-        task = self._loading(spec)
-        if not task.done():
-            await asyncio.wait([task], timeout=self._load_wait_s)
-        if not task.done():
-            raise ModelLoadingError(
-                f"model {spec.name!r} is still loading; try again", retry_after_s=5
-            )
-        yield task.result()
+        deadline_s = time.monotonic() + self._load_wait_s
+        model = await self._enterable(spec, deadline_s)
+        model.num_leases += 1
+        try:
+            yield await self._loaded(model, deadline_s)
+        finally:
+            model.num_leases -= 1
+            model.last_used_s = time.time()
+            self._on_change()
+
+    def preload(self, spec: ModelSpec) -> None:
+        """Start loading without waiting; a failure is logged, and told to who asks next."""
+        model = self._model(spec)
+        if model.state in (State.COLD, State.FAILED):
+            self._start_load(model)
+
+    async def unload(self, spec: ModelSpec) -> None:
+        """Give the model's memory back. Raises `ModelBusyError` while somebody needs it."""
+        model = self._model(spec)
+        if model.num_leases or model.state is State.LOADING:
+            doing = f"answering {model.num_leases} requests" if model.num_leases else "loading"
+            raise ModelBusyError(f"model {spec.name!r} is {doing}; try again later")
+        if model.state is State.READY:
+            self._start_unload(model)
+        if model.task:
+            await asyncio.wait([model.task])
+
+    def retain(self, specs: Collection[ModelSpec]) -> None:
+        """Part with every other model: at once if idle, else when its requests are done."""
+        for model in self._models.values():
+            model.is_retired = model.spec not in specs
+        self._on_change()
+
+    def look(self, spec: ModelSpec) -> Model:
+        """The model's state, to be read only."""
+        return self._models.get(spec) or Model(spec)
 
     async def close(self) -> None:
-        """End every engine, and every load under way."""
-        tasks = list(self._engines.values())
-        self._engines.clear()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(e.close() for e in results if isinstance(e, Engine)))
+        """End every load and every engine; requests under way end as cancelled."""
+        self._is_closed = True
+        for model in list(self._models.values()):
+            model.progress.is_cancelled = True
+            if model.admission and not model.admission.done():
+                model.admission.set_exception(ShuttingDownError("the server is shutting down"))
+        while tasks := [m.task for m in self._models.values() if m.task]:
+            await asyncio.wait(tasks)
+            self._on_change()
 
-    def _loading(self, spec: ModelSpec) -> asyncio.Task[Engine]:
-        task = self._engines.get(spec.name)
-        if task is None or (task.done() and task.exception()):
-            task = asyncio.create_task(self._load_and_log(spec), name=f"load-{spec.name}")
-            task.add_done_callback(lambda t: t.exception())  # a preload has nobody to raise it to
-            self._engines[spec.name] = task
-        return task
+    # -- loading ----------------------------------------------------------------------------
 
-    async def _load_and_log(self, spec: ModelSpec) -> Engine:
-        log.info("loading %s from %s", spec.name, spec.source)
+    def _model(self, spec: ModelSpec) -> Model:
+        return self._models.setdefault(spec, Model(spec))
+
+    async def _enterable(self, spec: ModelSpec, deadline_s: float) -> Model:
+        """The model, once it is on its way neither out of memory nor about to be."""
+        while True:
+            if self._is_closed:
+                raise ShuttingDownError("the server is shutting down", retry_after_s=5)
+            model = self._model(spec)
+            if model.engine and not model.engine.is_alive and model.state is State.READY:
+                self._start_unload(model)
+            if not model.is_draining and model.state is not State.UNLOADING:
+                return model
+            changed = asyncio.ensure_future(self._changed.wait())
+            try:
+                await asyncio.wait([changed], timeout=deadline_s - time.monotonic())
+            finally:
+                changed.cancel()
+            if time.monotonic() >= deadline_s:
+                raise _still_loading(spec)
+
+    async def _loaded(self, model: Model, deadline_s: float) -> Engine:
+        """Join the load under way, or start one. The caller holds a lease."""
+        if model.idle_timer:
+            model.idle_timer.cancel()
+            model.idle_timer = None
+        if model.state in (State.COLD, State.FAILED):
+            self._start_load(model)
+        if model.state is State.LOADING:
+            assert model.task
+            await asyncio.wait([model.task], timeout=max(0, deadline_s - time.monotonic()))
+        if model.state is State.LOADING:
+            raise _still_loading(model.spec)
+        if model.error:
+            raise copy.copy(model.error)  # many may raise it, each with its own traceback
+        assert model.engine, "a leased model stays loaded"
+        return model.engine
+
+    def _start_load(self, model: Model) -> None:
+        model.state = State.LOADING
+        model.error = None
+        model.progress = Progress()
+        model.task = asyncio.create_task(self._load(model), name=f"load-{model.spec.name}")
+
+    async def _load(self, model: Model) -> None:
+        spec = model.spec
         begin_s = time.monotonic()
         try:
-            engine = await self._load(spec)
-        except LlmserveError as error:
-            log.error("cannot load %s: %s", spec.name, error.message)
-            raise ModelUnavailableError(error.message) from error
-        log.info(
-            "%s is ready after %.1f s: %s, context of %d tokens, %d requests at a time",
-            spec.name,
-            time.monotonic() - begin_s,
-            engine.info.description,
-            engine.limits.context_length,
-            engine.limits.num_slots,
+            model.placement = await self._loader.place(spec, self._largest_budget())
+            await self._admission(model)
+            log.info("loading %s from %s: %s", spec.name, spec.source, model.placement)
+            model.engine = await self._loader.load(spec, model.placement, model.progress)
+        except Exception as error:
+            model.error = _as_unavailable(error)
+            model.state = State.FAILED
+            model.is_admitted = False
+            log.error("cannot load %s: %s", spec.name, model.error.message)
+        else:
+            model.state = State.READY
+            model.last_used_s = time.time()
+            log.info("%s is ready after %.1f s", spec.name, time.monotonic() - begin_s)
+        model.task = None
+        self._on_change()
+
+    async def _admission(self, model: Model) -> None:
+        """Wait for room in memory. Raises `InsufficientMemoryError` if there can be none."""
+        model.admission = asyncio.get_running_loop().create_future()
+        self._queue.append(model)
+        self._on_change()
+        try:
+            await model.admission
+        finally:
+            model.admission = None
+
+    # -- unloading --------------------------------------------------------------------------
+
+    def _start_unload(self, model: Model) -> None:
+        model.state = State.UNLOADING
+        model.task = asyncio.create_task(self._unload(model), name=f"unload-{model.spec.name}")
+
+    async def _unload(self, model: Model) -> None:
+        assert model.engine
+        await model.engine.close()
+        log.info("unloaded %s", model.spec.name)
+        model.engine = None
+        model.state = State.COLD
+        model.is_admitted = False
+        model.task = None
+        self._on_change()
+
+    # -- deciding ---------------------------------------------------------------------------
+
+    def _on_change(self) -> None:
+        """Act on the new state, and wake all who wait for one."""
+        self._admit_queued()
+        for model in list(self._models.values()):
+            self._settle(model)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _admit_queued(self) -> None:
+        """Admit waiting loads in their order; start making room for the first that must wait."""
+        draining: set[Model] = set()
+        while self._queue:
+            model = self._queue[0]
+            assert model.admission
+            if not model.admission.done():
+                decision = choose_evictions(
+                    model.size_bytes, self._residents(), self._budget_bytes(self.resident_bytes)
+                )
+                if not (decision.can_load or decision.never):
+                    for idle in decision.evict:
+                        assert isinstance(idle, Model)
+                        self._start_unload(idle)
+                    draining = {m for m in decision.drain if isinstance(m, Model)}
+                    break
+                if decision.can_load:
+                    model.is_admitted = True
+                    model.admission.set_result(None)
+                else:
+                    model.admission.set_exception(self._insufficient(model))
+            self._queue.popleft()
+        for model in self._models.values():
+            model.is_draining = model in draining
+
+    def _settle(self, model: Model) -> None:
+        """What an unused model does next: leave, be forgotten, or count down to leaving."""
+        if model.num_leases:
+            return
+        if model.state is State.READY and (self._is_closed or model.is_retired):
+            self._start_unload(model)
+        elif model.state in (State.COLD, State.FAILED) and model.is_retired:
+            del self._models[model.spec]
+        elif model.state is State.READY and not model.spec.pinned and not model.idle_timer:
+            keep_alive_s = model.spec.keep_alive_s
+            if keep_alive_s is not None:
+                loop = asyncio.get_running_loop()
+                model.idle_timer = loop.call_later(keep_alive_s, self._on_idle, model)
+
+    def _on_idle(self, model: Model) -> None:
+        model.idle_timer = None
+        if model.state is State.READY and not model.num_leases:
+            log.info("%s was idle for %.0f s", model.spec.name, model.spec.keep_alive_s)
+            self._start_unload(model)
+
+    # -- accounting -------------------------------------------------------------------------
+
+    @property
+    def resident_bytes(self) -> int:
+        """What all admitted models take, by estimate."""
+        return sum(m.size_bytes for m in self._models.values() if m.is_admitted)
+
+    def _largest_budget(self) -> int:
+        """What a model could have if all but the pinned ones left."""
+        pinned = sum(r.size_bytes for r in self._residents() if r.use is Use.PINNED)
+        return self._budget_bytes(self.resident_bytes) - pinned
+
+    def _residents(self) -> list[Resident]:
+        return [
+            Resident(model, model.size_bytes, model.last_used_s, model.use)
+            for model in self._models.values()
+            if model.is_admitted
+        ]
+
+    def _insufficient(self, model: Model) -> InsufficientMemoryError:
+        budget_mb = self._budget_bytes(self.resident_bytes) / 1e6
+        residents = ", ".join(
+            f"{m.spec.name} {m.size_bytes / 1e6:,.0f} MB"
+            for m in self._models.values()
+            if m.is_admitted
         )
-        return engine
+        return InsufficientMemoryError(
+            f"model {model.spec.name!r} needs {model.size_bytes / 1e6:,.0f} MB and the memory"
+            f" budget is {budget_mb:,.0f} MB; resident: {residents or 'nothing'}; set a smaller"
+            " context_length or choose a smaller quantization"
+        )
+
+    def check_integrity(self) -> None:
+        """Assert the invariants; for tests."""
+        for model in self._models.values():
+            assert (model.engine is not None) == (model.state in (State.READY, State.UNLOADING))
+            assert (model.error is not None) == (model.state is State.FAILED)
+            assert (model.task is not None) == (model.state in (State.LOADING, State.UNLOADING))
+            assert model.is_admitted or model.state not in (State.READY, State.UNLOADING)
+            assert not (model.num_leases and model.state is State.COLD)
+        assert {m.spec for m in self._queue} <= set(self._models)
+
+
+def _still_loading(spec: ModelSpec) -> ModelLoadingError:
+    return ModelLoadingError(f"model {spec.name!r} is still loading; try again", retry_after_s=5)
+
+
+def _as_unavailable(error: Exception) -> LlmserveError:
+    """What ended a load, as the 503 that its requests get."""
+    if isinstance(error, LlmserveError) and error.status == 503:
+        return error
+    if isinstance(error, LlmserveError):
+        return ModelUnavailableError(error.message)
+    log.exception("a bug ended a load", exc_info=error)
+    return ModelUnavailableError(f"loading failed: {type(error).__name__}: {error}")

@@ -1,0 +1,60 @@
+"""What has to leave so that a model fits. Pure: decides, and leaves acting to the pool.
+
+Idle models go first, least recently used first. If they do not suffice, the load waits until
+busy models, again the least recently used, have finished what they are doing. Nothing is given up
+that does not help: a model that cannot fit anyway evicts nobody.
+"""
+
+from collections.abc import Hashable, Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Use(StrEnum):
+    """What stands between a resident model and its eviction."""
+
+    IDLE = "idle"
+    BUSY = "busy"  # loading, or answering requests
+    LEAVING = "leaving"  # its memory comes back without further doing
+    PINNED = "pinned"
+
+
+class Resident(NamedTuple):
+    key: Hashable
+    size_bytes: int
+    last_used_s: float
+    use: Use
+
+
+class Decision(NamedTuple):
+    """`can_load` now, or after `evict` is gone and `drain` became idle; none of it: never."""
+
+    can_load: bool = False
+    evict: tuple[Hashable, ...] = ()
+    drain: tuple[Hashable, ...] = ()
+    never: bool = False
+
+
+def choose_evictions(need_bytes: int, residents: Iterable[Resident], budget_bytes: int) -> Decision:
+    """How to make room for `need_bytes` within `budget_bytes`."""
+    oldest_first = sorted(residents, key=lambda r: r.last_used_s)
+    missing = need_bytes + sum(r.size_bytes for r in oldest_first) - budget_bytes
+    if missing <= 0:
+        return Decision(can_load=True)
+    missing -= sum(r.size_bytes for r in oldest_first if r.use is Use.LEAVING)
+    evict, missing = _take((r for r in oldest_first if r.use is Use.IDLE), missing)
+    drain, missing = _take((r for r in oldest_first if r.use is Use.BUSY), missing)
+    if missing > 0:
+        return Decision(never=True)
+    return Decision(evict=evict, drain=drain)
+
+
+def _take(candidates: Iterable[Resident], missing: int) -> tuple[tuple[Hashable, ...], int]:
+    """As many of `candidates` as it takes, and what is missing after that."""
+    taken: list[Hashable] = []
+    for resident in candidates:
+        if missing <= 0:
+            break
+        taken.append(resident.key)
+        missing -= resident.size_bytes
+    return tuple(taken), missing
