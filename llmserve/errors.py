@@ -4,10 +4,12 @@
     ├── InvalidRequestError      400  the request is wrong; `param` names the field
     ├── ModelNotFoundError       404  no such model; the message lists those that exist
     ├── TooLargeError            413  body over the cap, or prompt longer than the context
+    ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
     ├── QueueFullError           429  every slot and every place in the queue is taken
     ├── UnavailableError         503  (family) try again later
     │   ├── ModelLoadingError         the model is still being loaded
     │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
+    │   ├── InsufficientMemoryError   it does not fit; the message has need and budget
     │   └── ShuttingDownError         the server is draining
     ├── EngineError              500  llama.cpp failed; the message says in which call
     ├── ConfigError               -   models.toml is wrong (start-up and reload)
@@ -58,6 +60,12 @@ class TooLargeError(LlmserveError):
     code = "too_large"
 
 
+class ModelBusyError(LlmserveError):
+    status = 409
+    type = "conflict_error"
+    code = "model_busy"
+
+
 class QueueFullError(LlmserveError):
     status = 429
     type = "rate_limit_error"
@@ -76,6 +84,10 @@ class ModelLoadingError(UnavailableError):
 
 class ModelUnavailableError(UnavailableError):
     code = "model_unavailable"
+
+
+class InsufficientMemoryError(UnavailableError):
+    code = "insufficient_memory"
 
 
 class ShuttingDownError(UnavailableError):

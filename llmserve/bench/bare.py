@@ -63,7 +63,7 @@ def _decode(runtime: LlamaRuntime, batch: list[Chunk]) -> list[int]:
 
 
 def main() -> None:
-    runtime = LlamaRuntime(Path(sys.argv[1]), LlamaParams())
+    runtime = LlamaRuntime(Path(sys.argv[1]), LlamaParams(context_length=8192))
     print("ready", flush=True)
     for line in sys.stdin:
         elapsed_s = generate(runtime, msgspec.json.decode(line, type=Order))

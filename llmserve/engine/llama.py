@@ -8,7 +8,7 @@ import ctypes
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +30,34 @@ from llmserve.errors import EngineError, ModelFileError
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CONTEXT_LENGTH = 8192
 MAX_BATCH = 512  # tokens; larger batches prefill no faster on a CPU
 
 
-class LlamaParams(Struct, frozen=True):
-    """How to load a model. None: chosen from the model and the machine."""
+OnProgress = Callable[[float], bool]
 
-    context_length: int | None = None
+
+class LlamaParams(Struct, frozen=True):
+    """How to load a model."""
+
+    context_length: int  # tokens of one sequence, and of all of them together
     max_sequences: int = 16
-    num_threads: int | None = None
+    num_threads: int | None = None  # None: the physical cores
 
 
 class LlamaRuntime:
     """One GGUF model and one context with a unified KV cache. Implements `Runtime`."""
 
-    def __init__(self, path: Path, params: LlamaParams) -> None:
-        """Load `path`. Raises `ModelFileError` if llama.cpp refuses it, `EngineError` if the
-        context cannot be made (in practice: not enough memory).
+    def __init__(
+        self, path: Path, params: LlamaParams, *, on_progress: OnProgress | None = None
+    ) -> None:
+        """Load `path`; `on_progress(fraction)` is called all the while, and False ends the load.
+
+        Raises `ModelFileError` if llama.cpp refuses the file (or was told to stop), `EngineError`
+        if the context cannot be made (in practice: not enough memory).
         """
         _initialize()
         self._closed = False
-        self._model = _load_model(path)
+        self._model = _load_model(path, on_progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._abort_flag = ctypes.create_string_buffer(2)
         try:
@@ -195,9 +201,22 @@ def _log_callback(level: int, text: bytes, _user_data: object) -> None:
         log.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
 
 
-def _load_model(path: Path) -> lib.llama_model_p:
+def system_info() -> str:
+    """What this build of llama.cpp uses of this CPU, as llama.cpp prints it."""
+    function = lib._lib.llama_print_system_info  # the one function that the binding leaves out
+    function.restype = ctypes.c_char_p
+    info: bytes = function()
+    return info.decode()
+
+
+def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p:
     _last_errors.clear()
-    model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+    wanted = lib.llama_model_default_params()
+    if on_progress:
+        wanted.progress_callback = lib.llama_progress_callback(
+            lambda fraction, _user_data: on_progress(fraction)
+        )
+    model = lib.llama_model_load_from_file(os.fsencode(path), wanted)
     if not model:
         raise ModelFileError(f"{path}: llama.cpp cannot load it: {_reason()}")
     return model
@@ -206,11 +225,9 @@ def _load_model(path: Path) -> lib.llama_model_p:
 def _new_context(
     model: lib.llama_model_p, params: LlamaParams, abort_flag: ctypes.Array[ctypes.c_char]
 ) -> lib.llama_context_p:
-    length_trained = lib.llama_model_n_ctx_train(model)
-    length = params.context_length or min(length_trained or 1 << 31, DEFAULT_CONTEXT_LENGTH)
     num_threads = params.num_threads or default_num_threads()
     wanted = lib.llama_context_default_params()
-    wanted.n_ctx = length
+    wanted.n_ctx = params.context_length
     wanted.n_batch = wanted.n_ubatch = MAX_BATCH
     wanted.n_seq_max = params.max_sequences
     # One row a sequence at most: the default reserves logits for every token of a batch.
@@ -225,7 +242,9 @@ def _new_context(
     _last_errors.clear()
     context = lib.llama_init_from_model(model, wanted)
     if not context:
-        raise EngineError(f"llama.cpp cannot make a context of {length} tokens: {_reason()}")
+        raise EngineError(
+            f"llama.cpp cannot make a context of {params.context_length} tokens: {_reason()}"
+        )
     return context
 
 

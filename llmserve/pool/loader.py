@@ -2,52 +2,72 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import StepStats
 from llmserve.metrics import Metrics
+from llmserve.pool.memory import repacked_types
+from llmserve.pool.placement import Placement, place
+from llmserve.pool.pool import Progress
 from llmserve.registry.config import ModelSpec
+from llmserve.registry.gguf import read_model
 from llmserve.registry.sources import locate
 
 if TYPE_CHECKING:
     from llmserve.engine.llama import LlamaRuntime
 
 
-async def load_engine(spec: ModelSpec, metrics: Metrics) -> Engine:
-    """Load `spec` off the event loop. Raises `ModelFileError` or `EngineError`."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{spec.name}")
-    try:
+class EngineLoader:
+    """Implements `pool.Loader`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
+        """Reads and validates the file's header, off the event loop. Raises `ModelFileError`."""
+        return await asyncio.to_thread(_place, spec, budget_bytes)
+
+    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
+        """Raises `ModelFileError` or `EngineError`."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{spec.name}")
         loading = asyncio.get_running_loop().run_in_executor(
-            thread, _load_runtime, locate(spec), spec
+            thread, _load_runtime, spec, placement, progress
         )
-        runtime = await loading
-    except BaseException:
-        thread.shutdown(wait=False)
-        raise
+        try:
+            runtime = await loading
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
 
-    def on_step(stats: StepStats) -> None:
-        metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
-        metrics.observe_load(spec.name, stats.num_running, stats.num_waiting)
+        def on_step(stats: StepStats) -> None:
+            metrics = self._metrics
+            metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
+            metrics.observe_load(spec.name, stats.num_running, stats.num_waiting)
 
-    return Engine(
-        spec.name,
-        runtime,
-        max_queue=spec.max_queue,
-        default_mode=spec.default_mode,
-        on_step=on_step,
-        thread=thread,
-    )
+        return Engine(
+            spec.name,
+            runtime,
+            max_queue=spec.max_queue,
+            default_mode=spec.default_mode,
+            on_step=on_step,
+            thread=thread,
+        )
 
 
-def _load_runtime(path: Path, spec: ModelSpec) -> "LlamaRuntime":
+def _place(spec: ModelSpec, budget_bytes: int) -> Placement:
     # Imported when first needed: a server without a loaded model stays small.
+    from llmserve.engine.llama import system_info
+
+    return place(spec, read_model(locate(spec)), budget_bytes, repacked_types(system_info()))
+
+
+def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> "LlamaRuntime":
     from llmserve.engine.llama import LlamaParams, LlamaRuntime
 
     params = LlamaParams(
-        context_length=spec.context_length,
-        max_sequences=spec.max_concurrency,
+        context_length=placement.context_length,
+        max_sequences=placement.max_sequences,
         num_threads=spec.threads,
     )
-    return LlamaRuntime(path, params)
+    return LlamaRuntime(locate(spec), params, on_progress=progress.update)

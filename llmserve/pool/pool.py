@@ -44,11 +44,16 @@ class State(StrEnum):
 
 
 class Progress:
-    """How far a load is. The loading thread writes `fraction` and obeys `is_cancelled`."""
+    """How far a load is: told by the loading thread, which may be told to give up."""
 
     def __init__(self) -> None:
         self.fraction = 0.0
         self.is_cancelled = False
+
+    def update(self, fraction: float) -> bool:
+        """Note how much is done; whether to go on. Any thread."""
+        self.fraction = fraction
+        return not self.is_cancelled
 
 
 class Loader(Protocol):

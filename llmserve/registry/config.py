@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 
 from llmserve.core import Mode
 from llmserve.errors import ConfigError
+from llmserve.registry.units import Duration, Size
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -28,6 +29,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    memory_budget: Size | None = None  # for all that is resident; None, "auto": a share of the rest
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
     preload: bool = True  # load the default model at start-up instead of at its first request
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
@@ -43,11 +45,13 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     file: str | None = None  # the file inside `package`
     path: Path | None = None  # a GGUF file, absolute after `load_config`
     aliases: tuple[str, ...] = ()
-    context_length: Positive | None = None  # None: the training length, at most 8192
-    max_concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
+    context_length: Positive | None = None  # None: the largest that fits, up to the training length
+    max_concurrency: Annotated[int, Meta(ge=1, le=256)] | None = None  # None: 16, fewer if short
     max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 256
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
+    keep_alive: Duration | None = None  # unload after so long without a request; None: never
+    pinned: bool = False  # never unload
 
     @property
     def source(self) -> str:
@@ -94,10 +98,18 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _convert(path: Path, raw: dict[str, Any]) -> _File:
+    server = raw.get("server")
+    if isinstance(server, dict) and server.get("memory_budget") == "auto":
+        del server["memory_budget"]  # the default, written out
     try:
-        return msgspec.convert(raw, _File)
+        return msgspec.convert(raw, _File, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_explain(str(error))}") from error
+
+
+def _decode(kind: type[Any], value: object) -> object:
+    """msgspec's hook for the types that it does not know."""
+    return kind.parse(value) if kind in (Size, Duration) else kind(value)
 
 
 def _explain(message: str) -> str:

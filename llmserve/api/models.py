@@ -1,0 +1,65 @@
+"""GET /models, and the commands load, unload and reload."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve.api.schemas.models import ModelList, ModelStatus, Reloaded
+from llmserve.gateway import Gateway
+from llmserve.pool.pool import Model, State
+
+
+async def list_models(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    body = ModelList(
+        models=[_status(model) for model in gateway.models()],
+        memory_budget=gateway.pool.budget_bytes,
+        memory_used=gateway.pool.resident_bytes,
+    )
+    return _json(body)
+
+
+async def load_model(request: Request) -> Response:
+    """Answers when the model is ready, or with what keeps it from being so."""
+    gateway: Gateway = request.app.state.gateway
+    spec = gateway.resolve(request.path_params["name"])
+    async with gateway.pool.lease(spec):
+        pass
+    return _json(_status(gateway.pool.look(spec)))
+
+
+async def unload_model(request: Request) -> Response:
+    """Answers when the memory is free; 409 while requests are running."""
+    gateway: Gateway = request.app.state.gateway
+    spec = gateway.resolve(request.path_params["name"])
+    await gateway.pool.unload(spec)
+    return _json(_status(gateway.pool.look(spec)))
+
+
+async def reload_config(request: Request) -> Response:
+    """Reads models.toml again; a file with a mistake changes nothing and gets a 400."""
+    gateway: Gateway = request.app.state.gateway
+    change = await gateway.reload()
+    return _json(Reloaded(list(change.models), change.added, change.removed, change.changed))
+
+
+def _status(model: Model) -> ModelStatus:
+    placement = model.placement
+    return ModelStatus(
+        name=model.spec.name,
+        aliases=model.spec.aliases,
+        source=model.spec.source,
+        state=model.state,
+        progress=round(model.progress.fraction, 3) if model.state is State.LOADING else None,
+        bytes=placement.size_bytes if placement else None,
+        context_length=placement.context_length if placement else model.spec.context_length,
+        slots=placement.max_sequences if placement else model.spec.max_concurrency,
+        active=model.num_leases,
+        last_used=model.last_used_s or None,
+        pinned=model.spec.pinned,
+        error=model.error.message if model.error else None,
+    )
+
+
+def _json(body: ModelList | ModelStatus | Reloaded) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,0 +1,54 @@
+"""How much memory models may take, from what the machine or its control group really offers."""
+
+from pathlib import Path
+
+import psutil
+
+AUTO_SHARE = 0.8  # of what is free at the start; the rest is for everything else
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class MemoryBudget:
+    """`budget(resident_bytes)`: the most that all resident models may take now.
+
+    Fixed at the start, but never more than what is really there: `resident_bytes` is what the
+    caller's models already take, which is no longer available but is theirs.
+    """
+
+    def __init__(self, total_bytes: int | None = None) -> None:
+        """`total_bytes` None: a share of what is available now."""
+        self.total_bytes = (
+            int(available_bytes() * AUTO_SHARE) if total_bytes is None else total_bytes
+        )
+
+    def __call__(self, resident_bytes: int) -> int:
+        return min(self.total_bytes, resident_bytes + available_bytes())
+
+
+def available_bytes() -> int:
+    """Memory that this process could still take without swapping or being killed."""
+    available = int(psutil.virtual_memory().available)
+    room = _cgroup_room(_CGROUP)
+    return available if room is None else min(available, room)
+
+
+def _cgroup_room(root: Path) -> int | None:
+    """What is left of a container's limit (cgroup v2, else v1); None without a limit.
+
+    Page cache counts as used there, but the kernel gives it back before it kills anybody.
+    """
+    for limit_file, used_file, cache_key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = int((root / limit_file).read_text())
+            used = int((root / used_file).read_text())
+            stat = (root / used_file).with_name("memory.stat").read_text()
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if limit >= 2**60:  # v1's way to say that there is no limit
+            continue
+        counts = dict(line.split() for line in stat.splitlines())
+        return max(0, limit - used + int(counts.get(cache_key, 0)))
+    return None

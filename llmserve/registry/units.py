@@ -1,0 +1,31 @@
+"""Quantities as people write them in models.toml: "6GiB", "10m"."""
+
+import re
+
+_SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]+)")
+
+
+class Size(int):
+    """Bytes."""
+
+    @classmethod
+    def parse(cls, text: object) -> "Size":
+        """`"6GiB"`. Raises ValueError that says what is expected."""
+        match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
+        if not match or match[2].upper() not in _SIZES:
+            raise ValueError(f"{text!r} is no size; write a number and a unit, such as '6GiB'")
+        return cls(float(match[1]) * _SIZES[match[2].upper()])
+
+
+class Duration(float):
+    """Seconds."""
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """`"10m"`. Raises ValueError that says what is expected."""
+        match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
+        if not match or match[2].lower() not in _DURATIONS:
+            raise ValueError(f"{text!r} is no duration; write a number and a unit, such as '10m'")
+        return cls(float(match[1]) * _DURATIONS[match[2].lower()])
