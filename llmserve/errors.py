@@ -12,7 +12,7 @@
     │   ├── InsufficientMemoryError   it does not fit; the message has need and budget
     │   └── ShuttingDownError         the server is draining
     ├── EngineError              500  llama.cpp failed; the message says in which call
-    ├── ConfigError               -   models.toml is wrong (start-up and reload)
+    ├── ConfigError              400  models.toml is wrong (start-up and reload)
     └── ModelFileError            -   a GGUF file is missing, truncated or lies about itself
 
 Foreign exceptions are translated in one place per library: msgspec in `api/validation.py`,
@@ -99,6 +99,8 @@ class EngineError(LlmserveError):
 
 
 class ConfigError(LlmserveError):
+    status = 400  # for a reload; at start-up it ends the process
+    type = "invalid_request_error"
     code = "config_error"
 
 

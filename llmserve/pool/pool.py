@@ -283,7 +283,7 @@ class Pool:
             assert model.admission
             if not model.admission.done():
                 decision = choose_evictions(
-                    model.size_bytes, self._residents(), self._budget_bytes(self.resident_bytes)
+                    model.size_bytes, self._residents(), self.budget_bytes
                 )
                 if not (decision.can_load or decision.never):
                     for idle in decision.evict:
@@ -309,18 +309,22 @@ class Pool:
         elif model.state in (State.COLD, State.FAILED) and model.is_retired:
             del self._models[model.spec]
         elif model.state is State.READY and not model.spec.pinned and not model.idle_timer:
-            keep_alive_s = model.spec.keep_alive_s
-            if keep_alive_s is not None:
+            if model.spec.keep_alive is not None:
                 loop = asyncio.get_running_loop()
-                model.idle_timer = loop.call_later(keep_alive_s, self._on_idle, model)
+                model.idle_timer = loop.call_later(model.spec.keep_alive, self._on_idle, model)
 
     def _on_idle(self, model: Model) -> None:
         model.idle_timer = None
         if model.state is State.READY and not model.num_leases:
-            log.info("%s was idle for %.0f s", model.spec.name, model.spec.keep_alive_s)
+            log.info("%s was idle for %s s", model.spec.name, model.spec.keep_alive)
             self._start_unload(model)
 
     # -- accounting -------------------------------------------------------------------------
+
+    @property
+    def budget_bytes(self) -> int:
+        """The most that all models together may take now."""
+        return self._budget_bytes(self.resident_bytes)
 
     @property
     def resident_bytes(self) -> int:
@@ -330,7 +334,7 @@ class Pool:
     def _largest_budget(self) -> int:
         """What a model could have if all but the pinned ones left."""
         pinned = sum(r.size_bytes for r in self._residents() if r.use is Use.PINNED)
-        return self._budget_bytes(self.resident_bytes) - pinned
+        return self.budget_bytes - pinned
 
     def _residents(self) -> list[Resident]:
         return [
@@ -340,7 +344,7 @@ class Pool:
         ]
 
     def _insufficient(self, model: Model) -> InsufficientMemoryError:
-        budget_mb = self._budget_bytes(self.resident_bytes) / 1e6
+        budget_mb = self.budget_bytes / 1e6
         residents = ", ".join(
             f"{m.spec.name} {m.size_bytes / 1e6:,.0f} MB"
             for m in self._models.values()
