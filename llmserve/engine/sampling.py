@@ -45,8 +45,10 @@ class Sampler:
         """Whether the answer is simply the largest raw logit."""
         return self._offsets is None and self._params.temperature < GREEDY_BELOW
 
+    # Differences beyond float32 become -inf and their weight 0, as they should.
+    @np.errstate(over="ignore", invalid="ignore")
     def choose(self, logits: Floats) -> int | None:
-        """One token from a (vocab,) row; None if the row holds no usable number."""
+        """One token from a (vocab,) row; None if the row holds no usable maximum."""
         scores = logits if self._offsets is None else logits + self._offsets
         top = int(scores.argmax())
         maximum = float(scores[top])
