@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from llmserve.core import Delta, EventStream, Finished, Request
-from llmserve.errors import LlmserveError, ModelNotFoundError, ShuttingDownError
-from llmserve.metrics import Metrics
+from llmserve.core import EventStream, Request
+from llmserve.errors import ModelNotFoundError, ShuttingDownError
+from llmserve.metrics import Metrics, RequestMeter
 from llmserve.pool.loader import load_engine
 from llmserve.pool.pool import Pool
 from llmserve.registry.config import Config, ModelSpec
@@ -28,6 +27,11 @@ class Gateway:
         self._idle.set()
 
     @property
+    def num_active(self) -> int:
+        """Requests that are being answered, or wait for it."""
+        return self._num_active
+
+    @property
     def is_ready(self) -> bool:
         """Whether the default model can answer now."""
         return not self._is_draining and self._pool.is_ready(self.config.default)
@@ -41,14 +45,17 @@ class Gateway:
 
         Raises `LlmserveError`s; all but `EngineError` come before the first event.
         """
-        async with (
-            self._counted(),
-            self._pool.lease(self.resolve(request.model)) as engine,
-            contextlib.aclosing(engine.generate(request)) as events,
-            contextlib.aclosing(self._measured(engine.name, events)) as measured,
-        ):
-            async for event in measured:
-                yield event
+        with RequestMeter(self.metrics) as meter:
+            spec = self.resolve(request.model)
+            meter.model = spec.name
+            async with (
+                self._counted(),
+                self._pool.lease(spec) as engine,
+                contextlib.aclosing(engine.generate(request)) as events,
+            ):
+                async for event in events:
+                    meter.see(event)
+                    yield event
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model called or aliased `name`; the default model for None."""
@@ -83,31 +90,6 @@ class Gateway:
             self._num_active -= 1
             if self._num_active == 0:
                 self._idle.set()
-
-    async def _measured(self, model: str, events: EventStream) -> EventStream:
-        """The same events, counted."""
-        metrics = self.metrics
-        outcome = "disconnected"
-        inter_token = metrics.inter_token.labels(model)
-        last_s: float | None = None
-        try:
-            async for event in events:
-                if isinstance(event, Delta):
-                    now_s = time.monotonic()
-                    if last_s is not None:
-                        inter_token.observe(now_s - last_s)
-                    last_s = now_s
-                elif isinstance(event, Finished):
-                    outcome = event.reason
-                    metrics.ttft.labels(model).observe(event.timings.ttft_s)
-                    metrics.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
-                    metrics.generated_tokens.labels(model).inc(event.usage.generated_tokens)
-                yield event
-        except LlmserveError as error:
-            outcome = error.code
-            raise
-        finally:
-            metrics.requests.labels(model, outcome).inc()
 
 
 def build_gateway(config: Config) -> Gateway:
