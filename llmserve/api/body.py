@@ -11,11 +11,16 @@ from llmserve.errors import InvalidRequestError, TooLargeError
 
 T = TypeVar("T")
 
+
+class BodyTooLargeError(TooLargeError):
+    """The rest of the body was not read, so the connection cannot be used again."""
+
+
 _MAX_SHOWN = 80  # characters of a wrong value in a message
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; cut off, with `TooLargeError`, as soon as it exceeds `max_bytes`."""
+    """The whole body; cut off, with `BodyTooLargeError`, as soon as it exceeds `max_bytes`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(f"{int(declared)} bytes", max_bytes)
@@ -27,8 +32,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _too_large(size: str, max_bytes: int) -> TooLargeError:
-    return TooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
+def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
 
 
 def decode_body(body: bytes, wire_type: type[T]) -> T:
