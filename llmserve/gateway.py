@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from llmserve.core import EventStream, Request
-from llmserve.errors import ModelNotFoundError, ShuttingDownError
+from llmserve.errors import ModelLoadingError, ModelNotFoundError, ShuttingDownError
 from llmserve.metrics import Metrics, RequestMeter
 from llmserve.pool.loader import load_engine
 from llmserve.pool.pool import Pool
@@ -35,6 +35,15 @@ class Gateway:
     def is_ready(self) -> bool:
         """Whether the default model can answer now."""
         return not self._is_draining and self._pool.is_ready(self.config.default)
+
+    def check_ready(self) -> None:
+        """Raises an `UnavailableError` that says why, unless `is_ready`."""
+        self._check_draining()
+        if not self.is_ready:
+            name = self.config.default.name
+            raise ModelLoadingError(
+                f"the default model {name!r} cannot answer yet", retry_after_s=1
+            )
 
     def start(self) -> None:
         """Load the default model in the background."""
@@ -80,8 +89,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
-        if self._is_draining:
-            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
+        self._check_draining()
         self._num_active += 1
         self._idle.clear()
         try:
@@ -90,6 +98,10 @@ class Gateway:
             self._num_active -= 1
             if self._num_active == 0:
                 self._idle.set()
+
+    def _check_draining(self) -> None:
+        if self._is_draining:
+            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
 def build_gateway(config: Config) -> Gateway:
