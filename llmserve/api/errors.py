@@ -28,8 +28,10 @@ class ErrorEnvelope(Struct, frozen=True):
     error: ErrorBody
 
 
-def encode_error(error: LlmserveError) -> bytes:
-    """The JSON of `error`, for a body or for an event of a stream."""
+def encode_error(error: Exception) -> bytes:
+    """The JSON of `error`, for a body or for an event of a stream; of a bug it says nothing."""
+    if not isinstance(error, LlmserveError):
+        error = LlmserveError("internal error; see the server's log")
     body = ErrorBody(error.type, error.code, error.message, error.param)
     return msgspec.json.encode(ErrorEnvelope(body))
 
@@ -59,8 +61,7 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything we did not foresee; starlette raises it again after this answer, for the log."""
-    body = encode_error(LlmserveError("internal error; see the server's log"))
-    return Response(body, 500, None, "application/json")
+    return Response(encode_error(error), 500, None, "application/json")
 
 
 class _LastResponse(Response):
