@@ -116,6 +116,9 @@ class StreamedAnswer(Answer):
         if part:
             self._last_sent_s = asyncio.get_running_loop().time()
             await send({"type": "http.response.body", "body": part, "more_body": True})
+            # Neither `send` nor a full queue of events suspends: without this a reader that was
+            # slow holds up the loop, and one that left is not noticed.
+            await asyncio.sleep(0)
 
     async def _keep_alive(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
