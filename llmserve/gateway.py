@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
-import time
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
-from llmserve.core import Delta, EventStream, Finished, Request
-from llmserve.errors import LlmserveError, ModelNotFoundError, ShuttingDownError
-from llmserve.metrics import Metrics
-from llmserve.pool.loader import load_engine
-from llmserve.pool.pool import Pool
-from llmserve.registry.config import Config, ModelSpec
+import msgspec
+
+from llmserve.core import EventStream, Request
+from llmserve.errors import ModelLoadingError, ModelNotFoundError, ShuttingDownError
+from llmserve.metrics import Metrics, RequestMeter
+from llmserve.pool.budget import MemoryBudget
+from llmserve.pool.loader import EngineLoader
+from llmserve.pool.pool import Model, Pool, State
+from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
+
+log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -21,36 +25,69 @@ class Gateway:
     def __init__(self, config: Config, pool: Pool, metrics: Metrics) -> None:
         self.config = config
         self.metrics = metrics
-        self._pool = pool
+        self.pool = pool
         self._num_active = 0
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the default model can answer now, or (without `preload`) once asked."""
-        is_loaded = not self.config.server.preload or self._pool.is_ready(self.config.default)
-        return is_loaded and not self._is_draining
+    def num_active(self) -> int:
+        """Requests that are being answered, or wait for it."""
+        return self._num_active
+
+    def check_ready(self) -> None:
+        """Raises an `UnavailableError` that says why, unless the default model can answer.
+
+        A model that was unloaded to save memory can: the next request loads it again.
+        """
+        self._check_draining()
+        model = self.pool.look(self.config.default)
+        if model.error:
+            raise model.error
+        if model.state is State.LOADING and not model.last_used_s:
+            raise ModelLoadingError(
+                f"the default model {model.spec.name!r} is still loading", retry_after_s=1
+            )
+
+    def models(self) -> list[Model]:
+        """The state of every model of the config, in its order."""
+        return [self.pool.look(spec) for spec in self.config.models]
+
+    async def reload(self) -> ConfigChange:
+        """Read the config file again. Raises `ConfigError`, and then nothing has changed.
+
+        Models that were removed or changed finish their requests first. `[server]` stays.
+        """
+        old = self.config
+        new = await asyncio.to_thread(load_config, old.path)
+        self.config = msgspec.structs.replace(new, server=old.server)
+        self.pool.retain(new.models)
+        change = compare(old, new)
+        log.info("reloaded %s: %s", new.path, change)
+        return change
 
     def start(self) -> None:
         """Load the default model in the background, unless the config says not to."""
         if self.config.server.preload:
-            self._pool.preload(self.config.default)
+            self.pool.preload(self.config.default)
 
     async def generate(self, request: Request) -> EventStream:
         """The events of `request`. Leaving early cancels it.
 
         Raises `LlmserveError`s; all but `EngineError` come before the first event.
         """
-        async with (
-            self._counted(),
-            self._pool.lease(self.resolve(request.model)) as engine,
-            contextlib.aclosing(engine.generate(request)) as events,
-            contextlib.aclosing(self._measured(engine.name, events)) as measured,
-        ):
-            async for event in measured:
-                yield event
+        with RequestMeter(self.metrics) as meter:
+            spec = self.resolve(request.model)
+            meter.model = spec.name
+            async with (
+                self._counted(),
+                self.pool.lease(spec) as engine,
+                contextlib.aclosing(engine.generate(request)) as events,
+            ):
+                async for event in events:
+                    meter.see(event)
+                    yield event
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model called or aliased `name`; the default model for None."""
@@ -71,12 +108,11 @@ class Gateway:
     async def close(self) -> None:
         """End all models; what still runs ends as cancelled."""
         self._is_draining = True
-        await self._pool.close()
+        await self.pool.close()
 
     @asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
-        if self._is_draining:
-            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
+        self._check_draining()
         self._num_active += 1
         self._idle.clear()
         try:
@@ -86,34 +122,17 @@ class Gateway:
             if self._num_active == 0:
                 self._idle.set()
 
-    async def _measured(self, model: str, events: EventStream) -> EventStream:
-        """The same events, counted."""
-        metrics = self.metrics
-        outcome = "disconnected"
-        inter_token = metrics.inter_token.labels(model)
-        last_s: float | None = None
-        try:
-            async for event in events:
-                if isinstance(event, Delta):
-                    now_s = time.monotonic()
-                    if last_s is not None:
-                        inter_token.observe(now_s - last_s)
-                    last_s = now_s
-                elif isinstance(event, Finished):
-                    outcome = event.reason
-                    metrics.ttft.labels(model).observe(event.timings.ttft_s)
-                    metrics.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
-                    metrics.generated_tokens.labels(model).inc(event.usage.generated_tokens)
-                yield event
-        except LlmserveError as error:
-            outcome = error.code
-            raise
-        finally:
-            metrics.requests.labels(model, outcome).inc()
+    def _check_draining(self) -> None:
+        if self._is_draining:
+            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
 def build_gateway(config: Config) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet."""
     metrics = Metrics()
-    load = partial(load_engine, metrics=metrics)
-    return Gateway(config, Pool(load, load_wait_s=config.server.load_wait_s), metrics)
+    pool = Pool(
+        EngineLoader(metrics),
+        budget_bytes=MemoryBudget(config.server.memory_budget),
+        load_wait_s=config.server.load_wait_s,
+    )
+    return Gateway(config, pool, metrics)

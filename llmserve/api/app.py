@@ -5,15 +5,20 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from llmserve.api import errors, ops
+from llmserve.api import errors, models, ops
 from llmserve.api.inference import inference
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
 ROUTES = [
     Route("/inference", inference, methods=["POST"]),
+    Route("/models", models.list_models),
+    Route("/models/reload", models.reload_config, methods=["POST"]),
+    Route("/models/{name:path}/load", models.load_model, methods=["POST"]),
+    Route("/models/{name:path}/unload", models.unload_model, methods=["POST"]),
     Route("/health", ops.health),
     Route("/ready", ops.ready),
     Route("/metrics", ops.metrics),
@@ -35,8 +40,10 @@ def create_app(gateway: Gateway) -> Starlette:
         exception_handlers={
             LlmserveError: errors.on_llmserve_error,
             HTTPException: errors.on_http_exception,
+            ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,
         },
     )
+    app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
     return app

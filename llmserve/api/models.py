@@ -4,9 +4,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.api.schemas.models import ModelList, ModelStatus, Reloaded
+from llmserve.api.schemas.models import ModelList, ModelStatus
 from llmserve.gateway import Gateway
 from llmserve.pool.pool import Model, State
+from llmserve.registry.config import ConfigChange
 
 
 async def list_models(request: Request) -> Response:
@@ -39,8 +40,7 @@ async def unload_model(request: Request) -> Response:
 async def reload_config(request: Request) -> Response:
     """Reads models.toml again; a file with a mistake changes nothing and gets a 400."""
     gateway: Gateway = request.app.state.gateway
-    change = await gateway.reload()
-    return _json(Reloaded(list(change.models), change.added, change.removed, change.changed))
+    return _json(await gateway.reload())
 
 
 def _status(model: Model) -> ModelStatus:
@@ -61,5 +61,5 @@ def _status(model: Model) -> ModelStatus:
     )
 
 
-def _json(body: ModelList | ModelStatus | Reloaded) -> Response:
+def _json(body: ModelList | ModelStatus | ConfigChange) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")

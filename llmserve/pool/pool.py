@@ -91,6 +91,11 @@ class Model:
         return self.placement.size_bytes if self.placement else 0
 
     @property
+    def keep_alive_s(self) -> float | None:
+        """How long it may be idle; None for ever."""
+        return None if self.spec.pinned else self.spec.keep_alive
+
+    @property
     def use(self) -> Use:
         if self.state is State.UNLOADING:
             return Use.LEAVING
@@ -282,9 +287,7 @@ class Pool:
             model = self._queue[0]
             assert model.admission
             if not model.admission.done():
-                decision = choose_evictions(
-                    model.size_bytes, self._residents(), self.budget_bytes
-                )
+                decision = choose_evictions(model.size_bytes, self._residents(), self.budget_bytes)
                 if not (decision.can_load or decision.never):
                     for idle in decision.evict:
                         assert isinstance(idle, Model)
@@ -308,15 +311,14 @@ class Pool:
             self._start_unload(model)
         elif model.state in (State.COLD, State.FAILED) and model.is_retired:
             del self._models[model.spec]
-        elif model.state is State.READY and not model.spec.pinned and not model.idle_timer:
-            if model.spec.keep_alive is not None:
-                loop = asyncio.get_running_loop()
-                model.idle_timer = loop.call_later(model.spec.keep_alive, self._on_idle, model)
+        elif model.state is State.READY and model.keep_alive_s and not model.idle_timer:
+            loop = asyncio.get_running_loop()
+            model.idle_timer = loop.call_later(model.keep_alive_s, self._on_idle, model)
 
     def _on_idle(self, model: Model) -> None:
         model.idle_timer = None
         if model.state is State.READY and not model.num_leases:
-            log.info("%s was idle for %s s", model.spec.name, model.spec.keep_alive)
+            log.info("%s was idle for %.0f s", model.spec.name, model.keep_alive_s)
             self._start_unload(model)
 
     # -- accounting -------------------------------------------------------------------------

@@ -22,10 +22,3 @@ class ModelList(Struct):
     models: list[ModelStatus]
     memory_budget: int  # bytes
     memory_used: int  # bytes, by estimate
-
-
-class Reloaded(Struct):
-    models: list[str]
-    added: list[str]
-    removed: list[str]
-    changed: list[str]
