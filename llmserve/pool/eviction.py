@@ -5,9 +5,11 @@ busy models, again the least recently used, have finished what they are doing. N
 that does not help: a model that cannot fit anyway evicts nobody.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+Key = TypeVar("Key")
 
 
 class Use(StrEnum):
@@ -19,23 +21,25 @@ class Use(StrEnum):
     PINNED = "pinned"
 
 
-class Resident(NamedTuple):
-    key: Hashable
+class Resident(NamedTuple, Generic[Key]):
+    key: Key
     size_bytes: int
     last_used_s: float
     use: Use
 
 
-class Decision(NamedTuple):
+class Decision(NamedTuple, Generic[Key]):
     """`can_load` now, or after `evict` is gone and `drain` became idle; none of it: never."""
 
     can_load: bool = False
-    evict: tuple[Hashable, ...] = ()
-    drain: tuple[Hashable, ...] = ()
+    evict: tuple[Key, ...] = ()
+    drain: tuple[Key, ...] = ()
     never: bool = False
 
 
-def choose_evictions(need_bytes: int, residents: Iterable[Resident], budget_bytes: int) -> Decision:
+def choose_evictions(
+    need_bytes: int, residents: Iterable[Resident[Key]], budget_bytes: int
+) -> Decision[Key]:
     """How to make room for `need_bytes` within `budget_bytes`."""
     oldest_first = sorted(residents, key=lambda r: r.last_used_s)
     missing = need_bytes + sum(r.size_bytes for r in oldest_first) - budget_bytes
@@ -49,9 +53,9 @@ def choose_evictions(need_bytes: int, residents: Iterable[Resident], budget_byte
     return Decision(evict=evict, drain=drain)
 
 
-def _take(candidates: Iterable[Resident], missing: int) -> tuple[tuple[Hashable, ...], int]:
+def _take(candidates: Iterable[Resident[Key]], missing: int) -> tuple[tuple[Key, ...], int]:
     """As many of `candidates` as it takes, and what is missing after that."""
-    taken: list[Hashable] = []
+    taken: list[Key] = []
     for resident in candidates:
         if missing <= 0:
             break

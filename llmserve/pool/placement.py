@@ -8,7 +8,7 @@ from llmserve.registry.gguf import ModelFiles
 
 MAX_SEQUENCES = 16  # more sequences make each slower, and hardly more tokens in all (README)
 MIN_CONTEXT_LENGTH = 512  # what is offered, and then refused with the numbers, if nothing fits
-CELLS_PER_SEQUENCE = 256  # a context too small for many at a time gets fewer slots
+CELLS_PER_SEQUENCE = 64  # a context too small for many at a time gets fewer slots
 FALLBACK_CONTEXT_LENGTH = 4096  # for a file that does not say what it was trained on
 
 

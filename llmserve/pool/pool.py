@@ -10,6 +10,7 @@ Invariants (`check_integrity`):
 """
 
 import asyncio
+import contextlib
 import copy
 import logging
 import time
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmserve.engine.engine import Engine
 from llmserve.errors import (
@@ -82,7 +83,6 @@ class Model:
         self.is_draining = False  # to be evicted once idle
         self.is_retired = False  # no longer in the config
         self.task: asyncio.Task[None] | None = None  # the load or unload under way
-        self.admission: asyncio.Future[None] | None = None
         self.idle_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -104,6 +104,11 @@ class Model:
         return Use.IDLE if self.state is State.READY and not self.num_leases else Use.BUSY
 
 
+class _Waiting(NamedTuple):
+    model: Model
+    admission: "asyncio.Future[None]"
+
+
 class Pool:
     """Spec -> engine, within a memory budget.
 
@@ -118,9 +123,10 @@ class Pool:
         self._budget_bytes = budget_bytes
         self._load_wait_s = load_wait_s
         self._models: dict[ModelSpec, Model] = {}
-        self._queue: deque[Model] = deque()  # loads that wait for memory, in order
+        self._queue: deque[_Waiting] = deque()  # loads that wait for memory, in order
         self._changed = asyncio.Event()  # set, and replaced, whenever something changed
         self._is_closed = False
+        self._preloading: asyncio.Task[None] | None = None  # held, or it could be collected
 
     # -- for those who use models -----------------------------------------------------------
 
@@ -142,9 +148,12 @@ class Pool:
 
     def preload(self, spec: ModelSpec) -> None:
         """Start loading without waiting; a failure is logged, and told to who asks next."""
-        model = self._model(spec)
-        if model.state in (State.COLD, State.FAILED):
-            self._start_load(model)
+        self._preloading = asyncio.create_task(self._preload(spec), name=f"preload-{spec.name}")
+
+    async def _preload(self, spec: ModelSpec) -> None:
+        with contextlib.suppress(LlmserveError):
+            async with self.lease(spec):
+                pass
 
     async def unload(self, spec: ModelSpec) -> None:
         """Give the model's memory back. Raises `ModelBusyError` while somebody needs it."""
@@ -170,13 +179,14 @@ class Pool:
     async def close(self) -> None:
         """End every load and every engine; requests under way end as cancelled."""
         self._is_closed = True
-        for model in list(self._models.values()):
+        for model in self._models.values():
             model.progress.is_cancelled = True
-            if model.admission and not model.admission.done():
-                model.admission.set_exception(ShuttingDownError("the server is shutting down"))
+        for _, admission in self._queue:
+            admission.set_exception(_shutting_down())
+        self._queue.clear()
+        self._on_change()
         while tasks := [m.task for m in self._models.values() if m.task]:
             await asyncio.wait(tasks)
-            self._on_change()
 
     # -- loading ----------------------------------------------------------------------------
 
@@ -187,7 +197,7 @@ class Pool:
         """The model, once it is on its way neither out of memory nor about to be."""
         while True:
             if self._is_closed:
-                raise ShuttingDownError("the server is shutting down", retry_after_s=5)
+                raise _shutting_down()
             model = self._model(spec)
             if model.engine and not model.engine.is_alive and model.state is State.READY:
                 self._start_unload(model)
@@ -232,6 +242,8 @@ class Pool:
             await self._admission(model)
             log.info("loading %s from %s: %s", spec.name, spec.source, model.placement)
             model.engine = await self._loader.load(spec, model.placement, model.progress)
+        except _AbandonedError:
+            model.state = State.COLD
         except Exception as error:
             model.error = _as_unavailable(error)
             model.state = State.FAILED
@@ -246,13 +258,12 @@ class Pool:
 
     async def _admission(self, model: Model) -> None:
         """Wait for room in memory. Raises `InsufficientMemoryError` if there can be none."""
-        model.admission = asyncio.get_running_loop().create_future()
-        self._queue.append(model)
+        if self._is_closed:
+            raise _shutting_down()
+        admission = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(model, admission))
         self._on_change()
-        try:
-            await model.admission
-        finally:
-            model.admission = None
+        await admission
 
     # -- unloading --------------------------------------------------------------------------
 
@@ -284,30 +295,31 @@ class Pool:
         """Admit waiting loads in their order; start making room for the first that must wait."""
         draining: set[Model] = set()
         while self._queue:
-            model = self._queue[0]
-            assert model.admission
-            if not model.admission.done():
-                decision = choose_evictions(model.size_bytes, self._residents(), self.budget_bytes)
-                if not (decision.can_load or decision.never):
-                    for idle in decision.evict:
-                        assert isinstance(idle, Model)
-                        self._start_unload(idle)
-                    draining = {m for m in decision.drain if isinstance(m, Model)}
-                    break
-                if decision.can_load:
-                    model.is_admitted = True
-                    model.admission.set_result(None)
-                else:
-                    model.admission.set_exception(self._insufficient(model))
+            model, admission = self._queue[0]
+            decision = choose_evictions(model.size_bytes, self._residents(), self.budget_bytes)
+            if not model.num_leases:
+                admission.set_exception(_AbandonedError)
+            elif decision.can_load:
+                model.is_admitted = True
+                admission.set_result(None)
+            elif decision.never:
+                admission.set_exception(self._insufficient(model))
+            else:
+                for idle in decision.evict:
+                    self._start_unload(idle)
+                draining.update(decision.drain)
+                break
             self._queue.popleft()
         for model in self._models.values():
             model.is_draining = model in draining
 
     def _settle(self, model: Model) -> None:
         """What an unused model does next: leave, be forgotten, or count down to leaving."""
+        if self._is_closed and model.state is State.READY:
+            self._start_unload(model)
         if model.num_leases:
             return
-        if model.state is State.READY and (self._is_closed or model.is_retired):
+        if model.state is State.READY and model.is_retired:
             self._start_unload(model)
         elif model.state in (State.COLD, State.FAILED) and model.is_retired:
             del self._models[model.spec]
@@ -338,7 +350,7 @@ class Pool:
         pinned = sum(r.size_bytes for r in self._residents() if r.use is Use.PINNED)
         return self.budget_bytes - pinned
 
-    def _residents(self) -> list[Resident]:
+    def _residents(self) -> list[Resident[Model]]:
         return [
             Resident(model, model.size_bytes, model.last_used_s, model.use)
             for model in self._models.values()
@@ -366,7 +378,18 @@ class Pool:
             assert (model.task is not None) == (model.state in (State.LOADING, State.UNLOADING))
             assert model.is_admitted or model.state not in (State.READY, State.UNLOADING)
             assert not (model.num_leases and model.state is State.COLD)
-        assert {m.spec for m in self._queue} <= set(self._models)
+        for model, admission in self._queue:
+            assert model.state is State.LOADING
+            assert not model.is_admitted
+            assert not admission.done()
+
+
+class _AbandonedError(Exception):
+    """Nobody waits any longer for a load that waits for memory."""
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
 def _still_loading(spec: ModelSpec) -> ModelLoadingError:

@@ -1,5 +1,7 @@
 """The pure decision: what leaves, what drains, and when there is no hope."""
 
+import uuid
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +52,7 @@ def test_nobody_is_evicted_for_what_cannot_fit() -> None:
 
 @given(st.integers(1, 200), residents, st.integers(0, 300))
 def test_the_decision_makes_room_and_takes_no_more_than_it_must(
-    need: int, there: list[Resident], budget: int
+    need: int, there: list[Resident[uuid.UUID]], budget: int
 ) -> None:
     decision = choose_evictions(need, there, budget)
     by_key = {r.key: r for r in there}

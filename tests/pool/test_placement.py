@@ -1,0 +1,52 @@
+"""What the config leaves open is chosen to fit; what it says is obeyed."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmserve.pool.placement import MAX_SEQUENCES, MIN_CONTEXT_LENGTH, place
+from llmserve.registry.gguf import ModelFiles, read_model
+from tests.pool.fakes import make_spec
+from tests.tiny_models import write_llama
+
+PLENTY = 1 << 40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    path: Path = tmp_path_factory.mktemp("placement") / "tiny.gguf"
+    write_llama(path)
+    return read_model(path)
+
+
+def test_with_plenty_of_memory_it_is_the_training_length(model: ModelFiles) -> None:
+    placement = place(make_spec("a"), model, PLENTY, frozenset())
+    assert placement.context_length == model.header.context_length
+    assert placement.max_sequences == MAX_SEQUENCES
+
+
+@given(share=st.floats(0, 1))
+def test_with_less_it_is_the_largest_that_fits(model: ModelFiles, share: float) -> None:
+    most = place(make_spec("a"), model, PLENTY, frozenset())
+    least = place(make_spec("a", context_length=MIN_CONTEXT_LENGTH), model, 0, frozenset())
+    budget = int(least.size_bytes + share * (most.size_bytes - least.size_bytes))
+    placement = place(make_spec("a"), model, budget, frozenset())
+    assert placement.size_bytes <= budget
+    assert MIN_CONTEXT_LENGTH <= placement.context_length <= most.context_length
+    if placement.context_length < most.context_length:
+        longer = make_spec("a", context_length=placement.context_length + 256)
+        assert place(longer, model, budget, frozenset()).size_bytes > budget
+
+
+def test_where_nothing_fits_the_least_is_offered_to_be_refused(model: ModelFiles) -> None:
+    placement = place(make_spec("a"), model, 1, frozenset())
+    assert placement.context_length == MIN_CONTEXT_LENGTH
+    assert placement.size_bytes > 1
+
+
+def test_what_the_config_says_is_obeyed(model: ModelFiles) -> None:
+    spec = make_spec("a", context_length=300, max_concurrency=3)
+    placement = place(spec, model, PLENTY, frozenset())
+    assert (placement.context_length, placement.max_sequences) == (300, 3)
