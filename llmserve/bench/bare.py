@@ -8,6 +8,7 @@ scheduler, no sockets, no text.
 answers with the seconds it took and the memory of its process.
 """
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,19 @@ class Order(Struct):
 class Result(Struct):
     elapsed_s: float
     rss_bytes: int
+
+
+def timed_load(path: Path) -> float:
+    """Seconds that llama.cpp takes to load and warm up a model, in a process of its own."""
+    code = (
+        "import sys, time; from pathlib import Path;"
+        "from llmserve.engine.llama import LlamaParams, LlamaRuntime;"
+        "begin_s = time.perf_counter();"
+        "LlamaRuntime(Path(sys.argv[1]), LlamaParams(context_length=8192));"
+        "print(time.perf_counter() - begin_s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
+    return float(done.stdout)
 
 
 def generate(runtime: LlamaRuntime, order: Order) -> float:

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
+from llmserve.bench.figures import Figure
 from llmserve.bench.targets import (
     BareLoop,
     Native,
@@ -23,23 +22,6 @@ from llmserve.registry.sources import locate
 
 NUM_STREAMS = 16
 SAMPLED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95}
-
-
-class Figure(Struct):
-    """One line of the table. `reach` is the target, where there is one: "<= 3" or ">= 0.9"."""
-
-    name: str
-    value: float
-    unit: str = ""
-    reach: str = ""
-
-    @property
-    def verdict(self) -> str:
-        if not self.reach:
-            return ""
-        sign, bound = self.reach.split()
-        is_met = self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
-        return "met" if is_met else "MISSED"
 
 
 class Rounds:

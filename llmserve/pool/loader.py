@@ -1,7 +1,9 @@
 """ModelSpec -> a running Engine on llama.cpp."""
 
 import asyncio
+import functools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmserve.engine.engine import Engine
@@ -11,7 +13,7 @@ from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import Placement, place
 from llmserve.pool.pool import Progress
 from llmserve.registry.config import ModelSpec
-from llmserve.registry.gguf import read_model
+from llmserve.registry.gguf import ModelFiles, read_model
 from llmserve.registry.sources import locate
 
 if TYPE_CHECKING:
@@ -59,7 +61,16 @@ def _place(spec: ModelSpec, budget_bytes: int) -> Placement:
     # Imported when first needed: a server without a loaded model stays small.
     from llmserve.engine.llama import system_info
 
-    return place(spec, read_model(locate(spec)), budget_bytes, repacked_types(system_info()))
+    path = locate(spec)
+    stat = path.stat()
+    model = _read_model(path, stat.st_mtime_ns, stat.st_size)
+    return place(spec, model, budget_bytes, repacked_types(system_info()))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_model(path: Path, mtime_ns: int, size: int) -> ModelFiles:
+    """As `read_model`, once for each version of a file: a header takes 20 ms and more."""
+    return read_model(path)
 
 
 def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> "LlamaRuntime":

@@ -1,0 +1,51 @@
+"""Figures with their targets, and how they are printed."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+
+class Figure(Struct):
+    """One line of the table. `reach` is the target, where there is one: "<= 3" or ">= 0.9"."""
+
+    name: str
+    value: float
+    unit: str = ""
+    reach: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if not self.reach:
+            return ""
+        sign, bound = self.reach.split()
+        is_met = self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+        return "met" if is_met else "MISSED"
+
+
+def render(figures: list[Figure], *, as_json: bool) -> str:
+    """All figures of one run, with the machine they were taken on."""
+    if as_json:
+        result = {"machine": _machine(), "figures": figures}
+        return msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
+    lines = [_machine(), "", "| figure | measured | reach | |", "|---|---|---|---|"]
+    for figure in figures:
+        value = f"{figure.value:.{2 if figure.value < 10 else 0}f} {figure.unit}".strip()
+        lines.append(f"| {figure.name} | {value} | {figure.reach} | {figure.verdict} |")
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    """CPU, cores and commit: what a figure means nothing without."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return f"{cpu}, {os.cpu_count()} cores, commit {commit.stdout.strip() or 'unknown'}"
