@@ -57,6 +57,7 @@ class FakeRuntime:
         self._aborted = threading.Event()
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        assert not self.closed
         return list(text.encode())
 
     def token_bytes(self, token: int) -> bytes:

@@ -9,15 +9,16 @@ import contextlib
 import itertools
 import math
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from llmserve.core import Event, EventStream, Finished, Mode, Request, Started
+from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, Started
 from llmserve.engine import prompt
-from llmserve.engine.messages import Failed, StepReport, StepStats, Submit
+from llmserve.engine.messages import Ended, Failed, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.worker import Worker
-from llmserve.errors import EngineError, InvalidRequestError, QueueFullError
+from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
 
 MAX_RETRY_AFTER_S = 120
 
@@ -51,6 +52,8 @@ class Engine:
         self._num_active = 0
         self._mean_request_s = 1.0
         self._loop = asyncio.get_running_loop()
+        self._fault: str | None = None  # what the worker died of
+        self._closing: asyncio.Task[None] | None = None
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix=f"worker-{name}")
         self._worker = Worker(runtime, self._report)
         self._worker.start(self._thread)
@@ -63,30 +66,57 @@ class Engine:
     def limits(self) -> RuntimeLimits:
         return self._runtime.limits
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests. False for good once the worker failed or `close` began."""
+        return self._closing is None
+
     async def generate(self, request: Request) -> EventStream:
         """`Started`, any number of `Delta`, `Finished`. Leaving early cancels.
 
-        Raises `InvalidRequestError`, `TooLargeError` or `QueueFullError` before the first event
-        and `EngineError` at any time.
+        Raises `InvalidRequestError`, `TooLargeError`, `QueueFullError` or `ShuttingDownError`
+        before the first event and `EngineError` at any time.
         """
         self._admit()
         self._num_active += 1
         try:
-            submit = await self._loop.run_in_executor(self._encoder, self._prepare, request)
-            yield Started(self.name, len(submit.tokens), submit.seed)
-            async with contextlib.aclosing(self._events(submit)) as events:
-                async for event in events:
+            submit = await self._loop.run_in_executor(
+                self._encoder, self._prepare, request, time.monotonic()
+            )
+            with self._submitted(submit) as events:
+                yield Started(self.name, len(submit.tokens), submit.seed)
+                while not isinstance(event := await events.get(), Finished):
+                    if isinstance(event, Failed):
+                        raise EngineError(event.message)
                     yield event
+                self._mean_request_s += 0.1 * (_duration_s(event) - self._mean_request_s)
+                yield event
         finally:
             self._num_active -= 1
 
     async def close(self) -> None:
         """End the worker and give the model's memory back; what still runs ends as cancelled."""
-        await asyncio.to_thread(self._worker.stop)
-        self._thread.shutdown(wait=False)
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        await asyncio.shield(self._start_closing())
+
+    def _start_closing(self) -> asyncio.Task[None]:
+        if self._closing is None:
+            self._closing = asyncio.create_task(asyncio.to_thread(self._free))
+        return self._closing
+
+    def _free(self) -> None:
+        self._worker.stop()
+        self._encoder.shutdown()  # it may be tokenizing with the model
+        self._runtime.close()
+        self._thread.shutdown()
+
+    def _check_alive(self) -> None:
+        if self._fault is not None:
+            raise EngineError(self._fault)
+        if self._closing is not None:
+            raise ShuttingDownError(f"model {self.name!r} is shutting down", retry_after_s=5)
 
     def _admit(self) -> None:
+        self._check_alive()
         num_slots = self.limits.num_slots
         num_queued = self._num_active - num_slots
         if num_queued < self._max_queue:
@@ -98,12 +128,13 @@ class Engine:
             retry_after_s=min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S),
         )
 
-    def _prepare(self, request: Request) -> Submit:
+    def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in the encoder's thread."""
+        self._check_alive()  # `close` waits for all that is queued here
         tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
         vocab_size = self.info.vocab_size
         for token in request.sampling.logit_bias:
-            if token >= vocab_size:
+            if not 0 <= token < vocab_size:
                 raise InvalidRequestError(
                     f"token {token} is not in the vocabulary of {vocab_size} tokens",
                     param=f"parameters.logit_bias.{token}",
@@ -117,37 +148,56 @@ class Engine:
             sampling=request.sampling,
             stop=request.stop,
             seed=secrets.randbits(53) if request.seed is None else request.seed,
+            accepted_s=accepted_s,
         )
 
-    async def _events(self, submit: Submit) -> EventStream:
+    @contextlib.contextmanager
+    def _submitted(self, submit: Submit) -> Iterator["asyncio.Queue[Event | Failed]"]:
+        """Give `submit` to the worker; leaving before its last event cancels it there.
+
+        The worker is stopped only after `_closing` is set, here on the loop's thread: whatever
+        passes the check is ahead of the `Stop` and gets an answer.
+        """
+        self._check_alive()
         events: asyncio.Queue[Event | Failed] = asyncio.Queue()
         self._requests[submit.id] = events
-        begin_s = self._loop.time()
         self._worker.submit(submit)
         try:
-            while submit.id in self._requests:
-                event = await events.get()
-                if isinstance(event, Failed):
-                    raise EngineError(event.message)
-                if isinstance(event, Finished):
-                    del self._requests[submit.id]
-                    self._mean_request_s += 0.1 * (
-                        self._loop.time() - begin_s - self._mean_request_s
-                    )
-                yield event
+            yield events
         finally:
             if self._requests.pop(submit.id, None) is not None:
                 self._worker.cancel(submit.id)
 
-    def _report(self, report: StepReport) -> None:
+    def _report(self, report: Report) -> None:
         """Called in the worker's thread, once a step."""
         # The loop is closed only when nobody is left to listen.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, report)
 
-    def _deliver(self, report: StepReport) -> None:
+    def _deliver(self, report: Report) -> None:
+        if isinstance(report, Ended):
+            self._end(report)
+            return
         for request_id, event in report.replies:
             if events := self._requests.get(request_id):
                 events.put_nowait(event)
+                if not isinstance(event, Delta):  # the worker has forgotten it
+                    del self._requests[request_id]
         if report.stats:
             self._on_step(report.stats)
+
+    def _end(self, ended: Ended) -> None:
+        """The worker is gone: nobody may wait for it any longer."""
+        if ended.fault is None:
+            assert not self._requests, "the worker stopped without finishing these"
+            return
+        self._fault = ended.fault
+        for events in self._requests.values():
+            events.put_nowait(Failed(ended.fault))
+        self._requests.clear()
+        self._start_closing()  # what failed serves nobody: give its memory back at once
+
+
+def _duration_s(finished: Finished) -> float:
+    """How long the request held a slot."""
+    return finished.timings.prefill_s + finished.timings.decode_s

@@ -17,6 +17,7 @@ class Submit(Struct, frozen=True, tag=True):
     sampling: SamplingParams
     stop: tuple[str, ...]
     seed: int
+    accepted_s: float  # on the monotonic clock
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -26,7 +27,7 @@ class Cancel(Struct, frozen=True, tag=True):
 
 
 class Stop(Struct, frozen=True, tag=True):
-    """End the worker; what still runs finishes as cancelled."""
+    """End the worker; all that was submitted before finishes as cancelled. The last command."""
 
 
 class Failed(Struct, frozen=True, tag=True):
@@ -54,3 +55,12 @@ class StepReport(Struct, frozen=True, tag=True):
 
     replies: list[Reply]
     stats: StepStats | None = None
+
+
+class Ended(Struct, frozen=True, tag=True):
+    """The worker's last word, whatever it died of. With `fault` all its requests have failed."""
+
+    fault: str | None
+
+
+Report = StepReport | Ended

@@ -1,7 +1,8 @@
 """The thread that owns a model: drain the inbox, plan, decode, sample, report.
 
 Only this thread touches the sequences and calls the runtime (but for `abort`). Commands arrive
-through a queue, everything that happens leaves through `report`, once a step.
+through a queue, everything that happens leaves through `report`, once a step. However the thread
+ends, its last report is `Ended`; the runtime belongs to whoever made it, and outlives the thread.
 """
 
 import bisect
@@ -15,8 +16,10 @@ from llmserve.core import Delta, FinishReason
 from llmserve.engine.messages import (
     Cancel,
     Command,
+    Ended,
     Failed,
     Reply,
+    Report,
     StepReport,
     StepStats,
     Stop,
@@ -38,7 +41,7 @@ INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itsel
 class Worker:
     """Runs one model. `report` is called from the worker's thread and must not block."""
 
-    def __init__(self, runtime: Runtime, report: Callable[[StepReport], None]) -> None:
+    def __init__(self, runtime: Runtime, report: Callable[[Report], None]) -> None:
         self._runtime = runtime
         self._report = report
         limits = runtime.limits
@@ -74,21 +77,22 @@ class Worker:
             self._runtime.abort()
 
     def stop(self) -> None:
-        """End the loop and close the runtime; returns when both are done. Any other thread."""
+        """End the loop; returns when it is over. Any other thread; twice is fine."""
         self._inbox.put(Stop())
         self._runtime.abort()
         self._ended.result()
 
     def _run(self) -> None:
+        fault: str | None = "the engine failed; see the server's log"
         try:
             while self._drain():
                 self._step()
-            self._end_all(FinishReason.CANCELLED)
+            self._cancel_all()
+            fault = None
         except Exception:
             log.exception("the worker failed")
-            self._fail([*self._running, *self._waiting], "the engine failed; see the server's log")
         finally:
-            self._runtime.close()
+            self._report(Ended(fault))
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -96,23 +100,28 @@ class Worker:
         """Take in all commands, waiting for one if there is nothing to do; False to stop."""
         self._prefilling = None
         self._runtime.clear_abort()
-        idle = not (self._running or self._waiting)
-        while idle or not self._inbox.empty():
-            idle = False
-            match self._inbox.get():
-                case Submit() as submit:
-                    self._waiting.append(self._accept(submit))
-                case Cancel(request_id):
-                    self._forget(request_id)
-                    idle = not (self._running or self._waiting)
-                case Stop():
-                    return False
+        while self._is_idle or not self._inbox.empty():
+            command = self._inbox.get()
+            if isinstance(command, Stop):
+                return False
+            self._handle(command)
         return True
 
-    def _accept(self, submit: Submit) -> Sequence:
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._running or self._waiting)
+
+    def _handle(self, command: Submit | Cancel) -> None:
+        match command:
+            case Submit():
+                self._accept(command)
+            case Cancel(request_id):
+                self._forget(request_id)
+
+    def _accept(self, submit: Submit) -> None:
         info = self._runtime.info
         self._num_arrivals += 1
-        return Sequence(
+        sequence = Sequence(
             id=submit.id,
             arrival=self._num_arrivals,
             tokens=list(submit.tokens),
@@ -124,8 +133,9 @@ class Worker:
                 eog_tokens=info.eog_tokens,
             ),
             text=TextStream(submit.stop),
-            accepted_s=time.monotonic(),
+            accepted_s=submit.accepted_s,
         )
+        self._waiting.append(sequence)
 
     def _forget(self, request_id: int) -> None:
         for sequence in [s for s in self._running if s.id == request_id]:
@@ -233,11 +243,17 @@ class Worker:
         self._release(sequence)
         bisect.insort(self._waiting, sequence, key=lambda s: s.arrival)
 
-    def _end_all(self, reason: FinishReason) -> None:
+    def _cancel_all(self) -> None:
+        """Finish everything as cancelled, for the end of the thread."""
         now_s = time.monotonic()
-        everyone = [*self._running, *self._waiting]
-        self._running, self._waiting = [], []
-        self._report(StepReport([(s.id, s.finished(reason, None, now_s)) for s in everyone]))
+        replies: list[Reply] = []
+        for sequence in [*self._running, *self._waiting]:
+            piece = sequence.text.flush()
+            if piece.text:
+                replies.append((sequence.id, Delta(piece.text)))
+            finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
+            replies.append((sequence.id, finished))
+        self._report(StepReport(replies))
 
     def _fail(self, sequences: list[Sequence], message: str) -> None:
         for sequence in sequences:

@@ -1,0 +1,419 @@
+"""The worker, stepped by hand on the fake: nothing runs beside the test, every step is checked."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmserve.core import Delta, Finished, FinishReason, SamplingParams
+from llmserve.engine.messages import Ended, Failed, Report, StepReport, StepStats, Stop, Submit
+from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.worker import Worker
+from llmserve.errors import EngineError
+from llmserve.testing import FakeRuntime, reference_greedy
+from tests.engine.solo import GREEDY, Answer, answer_alone
+
+
+class Bench:
+    """A worker whose thread is never started; `step` does one round of its loop."""
+
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self.runtime = runtime
+        self.worker = Worker(runtime, self._note)
+        self.texts: dict[int, str] = {}
+        self.ends: dict[int, Finished | Failed] = {}
+        self.stats: list[StepStats] = []
+        self.ended: Ended | None = None
+        self._num_submitted = 0
+
+    def _note(self, report: Report) -> None:
+        if isinstance(report, Ended):
+            assert self.ended is None
+            self.ended = report
+            return
+        for request_id, event in report.replies:
+            assert request_id not in self.ends, "nothing may follow the last event"
+            if isinstance(event, Delta):
+                assert event.text
+                self.texts[request_id] += event.text
+            else:
+                self.ends[request_id] = event
+        if report.stats:
+            self.stats.append(report.stats)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        *,
+        sampling: SamplingParams = GREEDY,
+        stops: tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> int:
+        request_id = self._num_submitted
+        self._num_submitted += 1
+        self.texts[request_id] = ""
+        self.worker.submit(
+            Submit(
+                id=request_id,
+                tokens=list(prompt),
+                max_len=len(prompt) + max_tokens,
+                sampling=sampling,
+                stop=stops,
+                seed=seed,
+                accepted_s=0.0,
+            )
+        )
+        return request_id
+
+    @property
+    def is_busy(self) -> bool:
+        return not (self.worker._is_idle and self.worker._inbox.empty())
+
+    def step(self) -> None:
+        worker = self.worker
+        while not worker._inbox.empty():
+            command = worker._inbox.get()
+            assert not isinstance(command, Stop)
+            worker._handle(command)
+        self.check_books()
+        if not worker._is_idle:
+            worker._step()
+            self.check_books()
+
+    def run(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.is_busy:
+                return
+            self.step()
+        raise AssertionError("the worker makes no progress")
+
+    def check_books(self) -> None:
+        """The invariants of `sequence.py`, against what the runtime really holds."""
+        worker = self.worker
+        slots = [s.slot for s in worker._running if s.slot is not None]
+        assert sorted([*slots, *worker._free_slots]) == list(range(len(self.runtime.cells)))
+        for sequence in worker._running:
+            assert sequence.slot is not None
+            cells = self.runtime.cells[sequence.slot]
+            assert cells == sequence.tokens[: sequence.num_computed]
+            assert sequence.num_pending > 0
+        assert not any(self.runtime.cells[slot] for slot in worker._free_slots)
+        for sequence in worker._waiting:
+            assert sequence.slot is None
+            assert sequence.num_computed == 0
+        arrivals = [s.arrival for s in worker._waiting]
+        assert arrivals == sorted(arrivals)
+
+    def answer(self, request_id: int) -> Answer:
+        end = self.ends[request_id]
+        assert isinstance(end, Finished), end
+        return Answer(
+            self.texts[request_id], end.reason, end.stop_sequence, end.usage.generated_tokens
+        )
+
+
+class FaultyRuntime(FakeRuntime):
+    """Raises `faults[n]` in the n-th decode, having written the cells first if `writes`."""
+
+    def __init__(
+        self,
+        faults: dict[int, Exception],
+        *,
+        writes: bool = False,
+        num_cells: int = 256,
+        num_slots: int = 4,
+        max_batch: int = 32,
+    ) -> None:
+        super().__init__(num_cells=num_cells, num_slots=num_slots, max_batch=max_batch)
+        self.faults = faults
+        self.writes = writes
+        self.num_decodes = 0
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        fault = self.faults.get(self.num_decodes)
+        self.num_decodes += 1
+        if fault is None:
+            return super().decode(chunks)
+        if self.writes:
+            super().decode(chunks)
+        raise fault
+
+
+# -- everybody gets what they would get alone ----------------------------------------------------
+
+prompts = st.lists(st.integers(0, 255), min_size=1, max_size=30)
+samplings = st.sampled_from(
+    [
+        GREEDY,
+        SamplingParams(temperature=0, ignore_eos=True, frequency_penalty=1.0),
+        SamplingParams(temperature=1.0, top_p=0.9, presence_penalty=0.5),
+        SamplingParams(temperature=0.7, logit_bias={256: 6.0}),  # ends soon
+    ]
+)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            prompts,
+            st.integers(1, 20),
+            samplings,
+            st.lists(st.sampled_from(["a", "\ufffd\ufffd", "\x00"]), max_size=2),
+            st.integers(0, 3),  # steps before it arrives
+            st.one_of(st.none(), st.integers(0, 30)),  # steps after which it is cancelled
+        ),
+        max_size=6,
+    ),
+    st.integers(50, 120),
+    st.integers(1, 4),
+    st.integers(4, 32),
+)
+def test_everybody_gets_what_they_would_get_alone(
+    requests: list[tuple[list[int], int, SamplingParams, list[str], int, int | None]],
+    num_cells: int,
+    num_slots: int,
+    max_batch: int,
+) -> None:
+    """Whoever comes and goes, and whatever is preempted; the books balance after every step."""
+    bench = Bench(FakeRuntime(num_cells=num_cells, num_slots=num_slots, max_batch=max_batch))
+    expected: dict[int, Answer] = {}
+    cancels: dict[int, list[int]] = {}
+    step = 0
+    for seed, (prompt, max_tokens, sampling, stops, wait, cancel) in enumerate(requests):
+        for _ in range(wait):
+            _cancel_due(bench, cancels, step)
+            bench.step()
+            step += 1
+        request_id = bench.submit(
+            prompt, max_tokens, sampling=sampling, stops=tuple(stops), seed=seed
+        )
+        expected[request_id] = answer_alone(
+            prompt, max_tokens, sampling=sampling, seed=seed, stops=stops
+        )
+        if cancel is not None:
+            cancels.setdefault(step + cancel, []).append(request_id)
+    while bench.is_busy:
+        assert step < 5000
+        _cancel_due(bench, cancels, step)
+        bench.step()
+        step += 1
+    for request_id, answer in expected.items():
+        if request_id in bench.ends:
+            assert bench.answer(request_id) == answer
+        else:
+            assert any(request_id in ids for ids in cancels.values())
+            assert answer.text.startswith(bench.texts[request_id])
+    assert not any(bench.runtime.cells)
+
+
+def _cancel_due(bench: Bench, cancels: dict[int, list[int]], step: int) -> None:
+    for request_id in cancels.get(step, []):
+        bench.worker.cancel(request_id)
+
+
+def test_the_references_agree() -> None:
+    for index in range(20):
+        prompt = [index, 7, index]
+        tokens = reference_greedy(prompt, 30)
+        text = bytes(t for t in tokens if t < 256).decode(errors="replace")
+        answer = answer_alone(prompt, 30)
+        assert (answer.text, answer.num_generated) == (text, len(tokens))
+
+
+def test_preemption_changes_nobodys_answer() -> None:
+    rng = random.Random(1)
+    bench = Bench(FakeRuntime(num_cells=90, num_slots=4, max_batch=16))
+    sampling = SamplingParams(temperature=0.9, ignore_eos=True, presence_penalty=0.3)
+    expected = {}
+    for seed in range(8):
+        prompt = rng.choices(range(256), k=rng.randint(1, 10))
+        request_id = bench.submit(prompt, 70, sampling=sampling, seed=seed)
+        expected[request_id] = answer_alone(prompt, 70, sampling=sampling, seed=seed)
+    bench.run()
+    assert {i: bench.answer(i) for i in expected} == expected
+    num_needed = sum(
+        end.usage.prompt_tokens + end.usage.generated_tokens - 1
+        for end in bench.ends.values()
+        if isinstance(end, Finished)
+    )
+    assert sum(bench.runtime.batch_sizes) > num_needed, "nothing was preempted: a useless test"
+
+
+# -- leaving -------------------------------------------------------------------------------------
+
+
+def test_cancel_while_waiting_running_and_mid_prefill() -> None:
+    bench = Bench(FakeRuntime(num_cells=500, num_slots=2, max_batch=32))
+    stream = bench.submit([1, 2, 3], 100)
+    bench.step()
+    prefill = bench.submit([5] * 300, 10)
+    waiting = bench.submit([6], 10)
+    bench.step()
+    worker = bench.worker
+    assert [s.id for s in worker._running] == [stream, prefill]
+    assert [s.id for s in worker._waiting] == [waiting]
+    worker.cancel(waiting)
+    bench.step()
+    assert not worker._waiting
+    worker.cancel(prefill)
+    bench.step()
+    assert [s.id for s in worker._running] == [stream]
+    assert sum(map(len, bench.runtime.cells)) == worker._running[0].num_computed
+    worker.cancel(stream)
+    bench.step()
+    assert not bench.is_busy
+    assert not any(bench.runtime.cells)
+    assert not bench.ends, "whoever cancels wants to hear no more"
+
+
+def test_cancelling_twice_or_after_the_end_is_fine() -> None:
+    bench = Bench(FakeRuntime())
+    first = bench.submit([1], 3, sampling=SamplingParams(temperature=0, ignore_eos=True))
+    bench.worker.cancel(12345)
+    bench.run()
+    bench.worker.cancel(first)
+    bench.worker.cancel(first)
+    second = bench.submit([1], 3)
+    bench.run()
+    assert bench.answer(second) == answer_alone([1], 3)
+
+
+def test_a_cancel_aborts_only_the_step_that_prefills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(FakeRuntime(num_cells=2000, max_batch=512))
+    aborts: list[int] = []
+    monkeypatch.setattr(bench.runtime, "abort", lambda: aborts.append(1))
+    small, large = bench.submit([1], 10), bench.submit([2] * 500, 10)
+    decode = bench.runtime.decode
+
+    def cancel_within(chunks: Sequence[Chunk]) -> Logits:
+        bench.worker.cancel(small)
+        assert not aborts
+        bench.worker.cancel(large)
+        assert aborts
+        return decode(chunks)
+
+    monkeypatch.setattr(bench.runtime, "decode", cancel_within)
+    bench.step()
+    assert len(bench.runtime.batch_sizes) == 1
+
+
+# -- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_an_aborted_step_is_done_again(writes: bool) -> None:
+    faults: dict[int, Exception] = {n: AbortedError() for n in (0, 1, 3, 7)}
+    bench = Bench(FaultyRuntime(faults, writes=writes))
+    ids = [bench.submit([n] * 20, 10) for n in range(3)]
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n] * 20, 10) for n in range(3)]
+
+
+def test_out_of_cells_preempts_and_fails_nobody() -> None:
+    bench = Bench(FaultyRuntime({4: OutOfCellsError()}))
+    ids = [bench.submit([n] * 5, 20) for n in range(4)]
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n] * 5, 20) for n in range(4)]
+
+
+def test_a_failed_decode_fails_its_own_batch_only() -> None:
+    bench = Bench(FaultyRuntime({2: EngineError("code -3")}, num_slots=2))
+    doomed = [bench.submit([n], 10) for n in range(2)]
+    waiting = bench.submit([7], 10)
+    bench.run()
+    assert [bench.ends[i] for i in doomed] == [Failed("code -3")] * 2
+    assert bench.answer(waiting) == answer_alone([7], 10)
+
+
+class NanRuntime(FakeRuntime):
+    """No finite logits for a sequence that begins with 13."""
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        logits = super().decode(chunks)
+        rows = [c.slot for c in chunks if c.wants_logits]
+        for row, slot in zip(logits, rows, strict=True):
+            if self.cells[slot][0] == 13:
+                row[:] = np.nan
+        return logits
+
+
+def test_nan_logits_fail_their_own_request_only() -> None:
+    bench = Bench(NanRuntime())
+    ids = [bench.submit([n], 10) for n in (12, 13, 14)]
+    bench.run()
+    assert bench.ends[ids[1]] == Failed("the model computed no finite logits for this request")
+    assert bench.answer(ids[0]) == answer_alone([12], 10)
+    assert bench.answer(ids[2]) == answer_alone([14], 10)
+    assert not any(bench.runtime.cells)
+
+
+# -- the end of the thread -----------------------------------------------------------------------
+
+
+def test_stop_finishes_everything_submitted_before_as_cancelled() -> None:
+    bench = Bench(FakeRuntime(num_slots=1))
+    running = bench.submit([1, 2], 50, stops=("\x00" * 20,))
+    bench.step()
+    waiting = bench.submit([3], 50)
+    bench.worker._inbox.put(Stop())
+    bench.worker._run()
+    for request_id in (running, waiting):
+        end = bench.ends[request_id]
+        assert isinstance(end, Finished)
+        assert end.reason is FinishReason.CANCELLED
+    assert bench.ended == Ended(None)
+    assert not bench.runtime.closed, "the runtime belongs to whoever made it"
+
+
+def test_what_was_held_back_is_said_before_the_end() -> None:
+    alone = answer_alone([1, 2], 4, sampling=SamplingParams(temperature=0, ignore_eos=True))
+    bench = Bench(FakeRuntime())
+    request_id = bench.submit([1, 2], 50, stops=(alone.text + "?",))
+    for _ in range(4):
+        bench.step()
+    held = bench.texts[request_id]
+    bench.worker._inbox.put(Stop())
+    bench.worker._run()
+    assert held == ""
+    assert bench.texts[request_id] == alone.text
+
+
+def test_an_unexpected_exception_ends_the_worker_with_its_fault() -> None:
+    bench = Bench(FaultyRuntime({0: ZeroDivisionError()}))
+    bench.submit([1], 10)
+    bench.worker._run()
+    assert bench.ended is not None
+    assert bench.ended.fault == "the engine failed; see the server's log"
+
+
+# -- what a step says ----------------------------------------------------------------------------
+
+
+def test_stats_count_tokens_by_kind() -> None:
+    bench = Bench(FakeRuntime(num_cells=200, num_slots=2))
+    sampling = SamplingParams(temperature=0, ignore_eos=True)
+    bench.submit([1, 2, 3], 10, sampling=sampling)
+    bench.submit([4] * 40, 10, sampling=sampling)
+    bench.submit([5], 10, sampling=sampling)
+    bench.step()
+    bench.step()
+    first, second = bench.stats
+    assert (first.num_decoded, first.num_prefilled) == (0, 32)
+    assert (first.num_running, first.num_waiting) == (2, 1)
+    assert (second.num_decoded, second.num_prefilled) == (1, 11)
+
+
+def test_a_step_is_one_report() -> None:
+    reports: list[Report] = []
+    worker = Worker(FakeRuntime(), reports.append)
+    for n in range(3):
+        worker.submit(Submit(n, [n], 10, GREEDY, (), 0, 0.0))
+    assert worker._drain()
+    worker._step()
+    assert len(reports) == 1
+    assert isinstance(reports[0], StepReport)
