@@ -10,7 +10,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from llmserve.core import Delta, FinishReason
 from llmserve.engine.messages import (
@@ -80,7 +80,7 @@ class Worker:
         """End the loop; returns when it is over. Any other thread; twice is fine."""
         self._inbox.put(Stop())
         self._runtime.abort()
-        self._ended.result()
+        wait([self._ended])
 
     def _run(self) -> None:
         fault: str | None = "the engine failed; see the server's log"
