@@ -117,7 +117,7 @@ Schema = dict[str, Any]
 
 
 @functools.cache  # takes milliseconds
-def _definitions(wire_type: type[Any]) -> Schema:
+def _definitions(wire_type: type[object]) -> Schema:
     (_, definitions) = msgspec.json.schema_components([wire_type], ref_template="{name}")
     return definitions
 
