@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import msgspec
@@ -29,6 +29,8 @@ from llmserve.pool.pool import Pool, Progress, State
 from llmserve.registry.config import Config, ModelSpec, ServerConfig
 from llmserve.testing import FakeRuntime
 
+T = TypeVar("T")
+
 TIMEOUT_S = 30.0  # for anything that should happen at once; a hang ends here
 
 
@@ -40,6 +42,11 @@ def wait_until(
     while not condition():
         assert time.monotonic() < end_s, f"timed out waiting for {what or condition}"
         time.sleep(0.005)
+
+
+def http_client(base_url: str) -> httpx2.Client:
+    # Without verify=False each client reads the certificates of the world, for 40 ms.
+    return httpx2.Client(base_url=base_url, timeout=TIMEOUT_S, verify=False, trust_env=False)
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -103,6 +110,7 @@ class FakeService:
     num_expected_errors: int = 0
     base_url: str = ""
     port: int = 0
+    loop: asyncio.AbstractEventLoop | None = None
 
     def __post_init__(self) -> None:
         pool = Pool(
@@ -152,8 +160,13 @@ class FakeService:
         assert self.gate
         self.gate.release(num_steps)
 
-    def client(self, **options: Any) -> httpx2.Client:
-        return httpx2.Client(base_url=self.base_url, timeout=TIMEOUT_S, **options)
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of `coroutine` in the server's event loop."""
+        assert self.loop
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(TIMEOUT_S)
+
+    def client(self) -> httpx2.Client:
+        return http_client(self.base_url)
 
     def post(self, body: Any) -> httpx2.Response:
         with self.client() as client:
@@ -182,12 +195,20 @@ class _ThreadServer(Server):
 
 
 class _ErrorLog(logging.Handler):
-    def __init__(self, errors: list[str]) -> None:
+    """Warnings and errors go to the service that was started last: one may be shared by a module
+    while a test has its own."""
+
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._errors = errors
+        self.services: list[FakeService] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._errors.append(logging.Formatter().format(record))
+        if self.services:
+            self.services[-1].errors.append(logging.Formatter().format(record))
+
+
+_error_log = _ErrorLog()
+logging.getLogger().addHandler(_error_log)
 
 
 @contextlib.contextmanager
@@ -198,6 +219,7 @@ def fake_service(
     gated: bool = False,
     loaded: bool = True,
     load_error: Exception | None = None,
+    send_buffer_bytes: int | None = None,
     **runtime_options: Any,
 ) -> Iterator[FakeService]:
     """Serve until the block ends, then check that nothing was left over and nothing went wrong.
@@ -212,13 +234,14 @@ def fake_service(
         load_error=load_error,
     )
     listener = listen("127.0.0.1", 0)
+    if send_buffer_bytes:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     service.port = listener.getsockname()[1]
     service.base_url = f"http://127.0.0.1:{service.port}"
     uvicorn_server = _ThreadServer(service.gateway, listener)
     uvicorn_server.config.http = "h11"  # what a plain installation has
-    thread = threading.Thread(target=_run, args=(uvicorn_server, service.errors))
-    handler = _ErrorLog(service.errors)
-    logging.getLogger().addHandler(handler)
+    thread = threading.Thread(target=_run, args=(uvicorn_server, service))
+    _error_log.services.append(service)
     thread.start()
     try:
         if loaded:
@@ -230,14 +253,16 @@ def fake_service(
         service.load_gate.set()
         uvicorn_server.should_exit = True
         thread.join(TIMEOUT_S)
-        logging.getLogger().removeHandler(handler)
+        _error_log.services.remove(service)
     assert not thread.is_alive(), "the server does not end"
     assert len(service.errors) == service.num_expected_errors, "\n".join(service.errors)
 
 
-def _run(server: Server, errors: list[str]) -> None:
+def _run(server: Server, service: FakeService) -> None:
+    errors = service.errors
+
     async def main() -> None:
-        loop = asyncio.get_running_loop()
+        loop = service.loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: errors.append(repr(context)))
         await server.serve()
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -285,7 +310,7 @@ class ServerProcess:
         return int(self.base_url.rpartition(":")[2])
 
     def client(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.base_url, timeout=TIMEOUT_S)
+        return http_client(self.base_url)
 
     def wait_ready(self) -> None:
         with self.client() as client:

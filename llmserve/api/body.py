@@ -1,6 +1,7 @@
 """Request bytes -> a wire Struct: the one place that reads bodies and knows msgspec's errors."""
 
 import difflib
+import functools
 import re
 from typing import Any, TypeVar
 
@@ -115,7 +116,8 @@ def _clipped(text: str) -> str:
 Schema = dict[str, Any]
 
 
-def _definitions(wire_type: type[Any]) -> Schema:
+@functools.cache  # takes milliseconds
+def _definitions(wire_type: type[object]) -> Schema:
     (_, definitions) = msgspec.json.schema_components([wire_type], ref_template="{name}")
     return definitions
 

@@ -34,13 +34,20 @@ def serve(gateway: Gateway) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket: clients that come before the application is up wait in its queue."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only where the protocol is named, which `create_server` does not:
+    # every answer on a kept connection would wait 40 ms for the client's delayed ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host that no name can be
+        listener.close()
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
         ) from error
+    return listener
 
 
 class Server(uvicorn.Server):
