@@ -4,9 +4,7 @@ The only module that talks to the hub, and the only place where errors of huggin
 connection and of the disk become ours (`_translated`). Import it lazily: a server that finds its
 models on disk needs none of it.
 
-Every request, also one that follows a redirect, passes the check of
-`guarded_client`: an answer of the hub must not
-be able to send us into the local network (SSRF; Ollama's CVE-2026-5530).
+Every request goes through a client of `guard.py`, which knows where a download may lead.
 """
 
 import errno
@@ -16,7 +14,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 
 import httpx2
@@ -27,7 +24,6 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
-    set_client_factory,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -38,14 +34,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import (  # documented there, though not in its __all__
-    WeakFileLock,  # type: ignore[attr-defined]
-    build_hf_headers,  # type: ignore[attr-defined]
-)
+
+# Documented as public, though no __all__ says so.
+from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 from msgspec import Struct
 
 from llmserve.errors import HubError, HubUnreachableError
 from llmserve.registry.cache import default_cache_dir, repo_path
+from llmserve.registry.guard import guard_library, guarded_client
 from llmserve.registry.progress import Progress
 from llmserve.registry.quants import RepoFile
 from llmserve.registry.refs import DEFAULT_REVISION, HubRef, check_repo_path
@@ -54,8 +50,6 @@ from llmserve.registry.transfer import TransferError, download
 
 API_TIMEOUT_S = 20.0
 
-# Where huggingface.co itself sends a download: cdn-lfs.hf.co, cas-bridge.xethub.hf.co, …
-_HUB_DOMAINS = ("huggingface.co", "hf.co")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a file name
 
@@ -84,7 +78,7 @@ class Hub:
         self.cache_dir = cache_dir or default_cache_dir()
         self._disk_free = disk_free or _disk_free
         self._api = HfApi(endpoint=self.endpoint)
-        _guard_library(self.endpoint)
+        guard_library(self.endpoint)
 
     def list_files(self, ref: HubRef) -> Listing:
         """What `ref`'s repository has at its revision. Raises `HubError`."""
@@ -254,38 +248,6 @@ class Hub:
                 " again, the download goes on where it stopped; or set HF_HOME to another disk"
             )
         return f"cannot write to the cache {self.cache_dir}: {error.strerror or error}; set HF_HOME"
-
-
-def guarded_client(endpoint: str) -> httpx2.Client:
-    """A client that reaches no host but the hub's, and none while HF_HUB_OFFLINE is set."""
-    origin = httpx2.URL(endpoint)
-
-    def check_host(request: httpx2.Request) -> None:
-        if constants.is_offline_mode():
-            raise OfflineModeIsEnabled
-        if not is_allowed(request.url, origin):
-            raise HubError(
-                f"{endpoint} redirects to {request.url.host}, which is no host of the hub: refused"
-            )
-
-    return httpx2.Client(event_hooks={"request": [check_host]}, follow_redirects=True)
-
-
-@lru_cache(maxsize=1)
-def _guard_library(endpoint: str) -> None:
-    """Give the library, whose client belongs to the process, a guarded one (once: it closes the old)."""
-    set_client_factory(lambda: guarded_client(endpoint))
-
-
-def is_allowed(url: httpx2.URL, endpoint: httpx2.URL) -> bool:
-    """Whether a download from `endpoint` may ask `url`: the same origin, or the public hub's hosts.
-
-    The public hosts only by https, so that the certificate proves them whatever DNS says.
-    """
-    if url.origin == endpoint.origin:
-        return True
-    of_hub = any(url.host == name or url.host.endswith(f".{name}") for name in _HUB_DOMAINS)
-    return of_hub and url.scheme == "https" and url.port is None
 
 
 def _gated(repo: str, page: str, error: HfHubHTTPError) -> str:
