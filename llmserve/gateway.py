@@ -29,12 +29,14 @@ class Gateway:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the default model can answer now."""
-        return not self._is_draining and self._pool.is_ready(self.config.default)
+        """Whether the default model can answer now, or (without `preload`) once asked."""
+        is_loaded = not self.config.server.preload or self._pool.is_ready(self.config.default)
+        return is_loaded and not self._is_draining
 
     def start(self) -> None:
-        """Load the default model in the background."""
-        self._pool.preload(self.config.default)
+        """Load the default model in the background, unless the config says not to."""
+        if self.config.server.preload:
+            self._pool.preload(self.config.default)
 
     async def generate(self, request: Request) -> EventStream:
         """The events of `request`. Leaving early cancels it.

@@ -1,0 +1,1 @@
+"""Benchmarks: what `scripts/bench` runs. Figures are ratios taken in one run, interleaved."""

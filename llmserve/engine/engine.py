@@ -36,7 +36,9 @@ class Engine:
         max_queue: int,
         default_mode: Mode | None = None,
         on_step: Callable[[StepStats], None] = lambda stats: None,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
+        """`thread` is a single thread, the one that loaded `runtime`; the engine owns it now."""
         self.name = name
         self._runtime = runtime
         self._max_queue = max_queue
@@ -49,8 +51,9 @@ class Engine:
         self._num_active = 0
         self._mean_request_s = 1.0
         self._loop = asyncio.get_running_loop()
-        self._worker = Worker(runtime, self._report, name=name)
-        self._worker.start()
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix=f"worker-{name}")
+        self._worker = Worker(runtime, self._report)
+        self._worker.start(self._thread)
 
     @property
     def info(self) -> ModelInfo:
@@ -80,6 +83,7 @@ class Engine:
     async def close(self) -> None:
         """End the worker and give the model's memory back; what still runs ends as cancelled."""
         await asyncio.to_thread(self._worker.stop)
+        self._thread.shutdown(wait=False)
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self) -> None:

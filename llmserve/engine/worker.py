@@ -7,9 +7,9 @@ through a queue, everything that happens leaves through `report`, once a step.
 import bisect
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from llmserve.core import Delta, FinishReason
 from llmserve.engine.messages import (
@@ -38,9 +38,7 @@ INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itsel
 class Worker:
     """Runs one model. `report` is called from the worker's thread and must not block."""
 
-    def __init__(
-        self, runtime: Runtime, report: Callable[[StepReport], None], *, name: str = "model"
-    ) -> None:
+    def __init__(self, runtime: Runtime, report: Callable[[StepReport], None]) -> None:
         self._runtime = runtime
         self._report = report
         limits = runtime.limits
@@ -56,10 +54,15 @@ class Worker:
         self._waiting: list[Sequence] = []  # in the order of arrival
         self._num_arrivals = 0
         self._prefilling: int | None = None  # the request that most of the running step is for
-        self._thread = threading.Thread(target=self._run, name=f"worker-{name}", daemon=True)
+        self._ended: Future[None] = Future()
 
-    def start(self) -> None:
-        self._thread.start()
+    def start(self, thread: ThreadPoolExecutor) -> None:
+        """Occupy `thread`, which should be the one that loaded the runtime, until `stop`.
+
+        OpenMP keeps a team of threads for every thread that computes. With two teams it has more
+        threads than cores and stops spinning at barriers, which makes decoding 3 times slower.
+        """
+        self._ended = thread.submit(self._run)
 
     def submit(self, command: Submit) -> None:
         self._inbox.put(command)
@@ -71,10 +74,10 @@ class Worker:
             self._runtime.abort()
 
     def stop(self) -> None:
-        """End the thread and close the runtime; returns when both are done. Not its own thread."""
+        """End the loop and close the runtime; returns when both are done. Any other thread."""
         self._inbox.put(Stop())
         self._runtime.abort()
-        self._thread.join()
+        self._ended.result()
 
     def _run(self) -> None:
         try:

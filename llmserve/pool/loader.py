@@ -1,6 +1,7 @@
 """ModelSpec -> a running Engine on llama.cpp."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
 async def load_engine(spec: ModelSpec, metrics: Metrics) -> Engine:
     """Load `spec` off the event loop. Raises `ModelFileError` or `EngineError`."""
-    runtime = await asyncio.to_thread(_load_runtime, locate(spec), spec)
+    thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{spec.name}")
+    try:
+        loading = asyncio.get_running_loop().run_in_executor(
+            thread, _load_runtime, locate(spec), spec
+        )
+        runtime = await loading
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
 
     def on_step(stats: StepStats) -> None:
         metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
@@ -28,6 +37,7 @@ async def load_engine(spec: ModelSpec, metrics: Metrics) -> Engine:
         max_queue=spec.max_queue,
         default_mode=spec.default_mode,
         on_step=on_step,
+        thread=thread,
     )
 
 

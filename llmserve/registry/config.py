@@ -31,6 +31,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Port = 8000
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
+    preload: bool = True  # load the default model at start-up instead of at its first request
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
     keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment

@@ -1,0 +1,141 @@
+"""How much of the machine the server turns into tokens, how fast it starts, what it weighs."""
+
+import asyncio
+import statistics
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from llmserve.bench.targets import (
+    BareLoop,
+    Native,
+    OpenAIPeer,
+    Sample,
+    Server,
+    temporary_config,
+)
+from llmserve.bench.workload import prompts
+from llmserve.registry.config import load_config
+from llmserve.registry.sources import locate
+
+NUM_STREAMS = 16
+SAMPLED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95}
+
+
+class Figure(Struct):
+    """One line of the table. `reach` is the target, where there is one: "<= 3" or ">= 0.9"."""
+
+    name: str
+    value: float
+    unit: str = ""
+    reach: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if not self.reach:
+            return ""
+        sign, bound = self.reach.split()
+        is_met = self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+        return "met" if is_met else "MISSED"
+
+
+class Rounds:
+    """Samples by name, one of each a round."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[Sample]] = {}
+
+    def add(self, name: str, sample: Sample) -> None:
+        self._samples.setdefault(name, []).append(sample)
+
+    def rate(self, name: str) -> float:
+        """Median tokens per second."""
+        return statistics.median(sample.tokens_per_s for sample in self._samples[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """Median of the rounds' ratios: what the machine does meanwhile cancels out."""
+        pairs = zip(self._samples[name], self._samples[over], strict=True)
+        return statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in pairs)
+
+    def all(self, name: str) -> Iterable[Sample]:
+        return self._samples[name]
+
+
+def run(config: Path, *, num_rounds: int, max_tokens: int, peer: OpenAIPeer | None) -> list[Figure]:
+    """Every figure, for the default model of `config`."""
+    figures = _startup(config)
+    rounds = Rounds()
+    bare = BareLoop(locate(load_config(config).default))
+    with Server(config) as server:
+        for salt in range(num_rounds):
+            asyncio.run(_round(rounds, bare, Native(server.url), peer, salt, max_tokens))
+        extra_mb = (server.rss_bytes - bare.rss_bytes) / 1e6
+    bare.close()
+    return (
+        figures
+        + _throughput(rounds, with_peer=peer is not None)
+        + [Figure("server memory beyond a bare loop's process", extra_mb, "MB", "<= 60")]
+    )
+
+
+async def _round(
+    rounds: Rounds, bare: BareLoop, native: Native, peer: OpenAIPeer | None, salt: int, size: int
+) -> None:
+    one, many = prompts(1, salt=salt), prompts(NUM_STREAMS, salt=salt)
+    rounds.add("bare 1", bare.run(one, size))
+    rounds.add("served 1", await native.run(one, size))
+    rounds.add("bare 16", bare.run(many, size))
+    rounds.add("served 16", await native.run(many, size))
+    rounds.add("sampled 16", await native.run(many, size, **SAMPLED))
+    rounds.add("streamed 16", await native.run(many, size, stream=True))
+    if peer:
+        rounds.add("peer 1", await peer.run(one, size))
+        rounds.add("peer 16", await peer.run(many, size))
+        rounds.add("peer sampled 16", await peer.run(many, size, **SAMPLED))
+
+
+def _throughput(rounds: Rounds, *, with_peer: bool) -> list[Figure]:
+    gaps_s = sorted(gap for sample in rounds.all("streamed 16") for gap in sample.gaps_s)
+    ttft_s = [ttft for sample in rounds.all("streamed 16") for ttft in sample.ttft_s]
+    figures = [
+        Figure("bare loop, 1 stream", rounds.rate("bare 1"), "tok/s"),
+        Figure("served, 1 stream", rounds.rate("served 1"), "tok/s"),
+        Figure("bare loop, 16 streams", rounds.rate("bare 16"), "tok/s"),
+        Figure("served, 16 streams", rounds.rate("served 16"), "tok/s"),
+        Figure("served, 16 streams, T 0.7, top_p 0.95", rounds.rate("sampled 16"), "tok/s"),
+        Figure("served as SSE, 16 streams", rounds.rate("streamed 16"), "tok/s"),
+        Figure("served / bare, 1 stream", rounds.ratio("served 1", "bare 1"), "", ">= 0.93"),
+        Figure("served / bare, 16 streams", rounds.ratio("served 16", "bare 16"), "", ">= 0.93"),
+        Figure("sampled / bare, 16 streams", rounds.ratio("sampled 16", "bare 16"), "", ">= 0.90"),
+        Figure("SSE / bare, 16 streams", rounds.ratio("streamed 16", "bare 16")),
+        Figure("served, 16 over 1 stream", rounds.ratio("served 16", "served 1"), "", ">= 1.6"),
+        Figure("TTFT, 16 at once, median", statistics.median(ttft_s) * 1e3, "ms"),
+        Figure("inter-token gap, 16 streams, median", statistics.median(gaps_s) * 1e3, "ms"),
+        Figure("inter-token gap, p99", gaps_s[int(len(gaps_s) * 0.99)] * 1e3, "ms"),
+    ]
+    if with_peer:
+        pairs = (("1 stream", "1"), ("16 streams", "16"), ("16 streams, sampled", "sampled 16"))
+        for label, key in pairs:
+            ours = key if key.startswith("sampled") else f"served {key}"
+            figures.append(Figure(f"peer, {label}", rounds.rate(f"peer {key}"), "tok/s"))
+            figures.append(Figure(f"served / peer, {label}", rounds.ratio(ours, f"peer {key}")))
+    return figures
+
+
+def _startup(config: Path) -> list[Figure]:
+    """Time to ready, and memory before any model is loaded."""
+    times = []
+    for _ in range(3):
+        with Server(config) as server:
+            times.append(server.ready_s)
+    with tempfile.TemporaryDirectory() as directory:
+        lazy = config.read_text().replace("[server]", "[server]\npreload = false")
+        with temporary_config(Path(directory), lazy) as path, Server(path) as server:
+            idle_mb = server.rss_bytes / 1e6
+    return [
+        Figure("`llmserve serve` to ready", statistics.median(times), "s", "<= 3"),
+        Figure("server memory, no model loaded", idle_mb, "MB", "<= 80"),
+    ]

@@ -1,0 +1,21 @@
+"""What is asked in the benchmarks: short, distinct prompts, so that no prefix cache helps."""
+
+_TOPICS = (
+    "a lighthouse keeper", "the history of bread", "how rivers shape land", "a lost violin",
+    "why cats purr", "building a small boat", "the colour of the sky", "a market in the morning",
+    "how clocks work", "a letter from the sea", "the first winter snow", "growing tomatoes",
+    "an old railway line", "how birds find their way", "a quiet library", "the taste of salt",
+    "a bridge in the fog", "why leaves fall", "the night watch", "a painter's apprentice",
+    "how bees talk", "the road to the coast", "a broken radio", "a garden on the roof",
+    "the last ferry", "how glass is made", "a map without names", "the sound of rain",
+    "a baker's dozen", "two friends and a kite", "the long way home", "a winter in the hut",
+)  # fmt: skip
+
+
+def prompts(count: int, *, salt: int = 0) -> list[str]:
+    """`count` different prompts of about 20 tokens; another `salt`, other prompts."""
+    return [
+        f"Number {salt * count + i}. Here is a long and detailed text about"
+        f" {_TOPICS[i % len(_TOPICS)]}, written for curious readers:\n"
+        for i in range(count)
+    ]
