@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from llmserve.core import Delta, EventStream, Finished, Request
-from llmserve.errors import LlmserveError, ModelNotFoundError, ShuttingDownError
-from llmserve.metrics import Metrics
+from llmserve.core import EventStream, Request
+from llmserve.errors import ModelLoadingError, ModelNotFoundError, ShuttingDownError
+from llmserve.metrics import Metrics, RequestMeter
 from llmserve.pool.loader import load_engine
 from llmserve.pool.pool import Pool
 from llmserve.registry.config import Config, ModelSpec
@@ -28,10 +27,24 @@ class Gateway:
         self._idle.set()
 
     @property
+    def num_active(self) -> int:
+        """Requests that are being answered, or wait for it."""
+        return self._num_active
+
+    @property
     def is_ready(self) -> bool:
         """Whether the default model can answer now, or (without `preload`) once asked."""
         is_loaded = not self.config.server.preload or self._pool.is_ready(self.config.default)
         return is_loaded and not self._is_draining
+
+    def check_ready(self) -> None:
+        """Raises an `UnavailableError` that says why, unless `is_ready`."""
+        self._check_draining()
+        if not self.is_ready:
+            name = self.config.default.name
+            raise ModelLoadingError(
+                f"the default model {name!r} cannot answer yet", retry_after_s=1
+            )
 
     def start(self) -> None:
         """Load the default model in the background, unless the config says not to."""
@@ -43,14 +56,17 @@ class Gateway:
 
         Raises `LlmserveError`s; all but `EngineError` come before the first event.
         """
-        async with (
-            self._counted(),
-            self._pool.lease(self.resolve(request.model)) as engine,
-            contextlib.aclosing(engine.generate(request)) as events,
-            contextlib.aclosing(self._measured(engine.name, events)) as measured,
-        ):
-            async for event in measured:
-                yield event
+        with RequestMeter(self.metrics) as meter:
+            spec = self.resolve(request.model)
+            meter.model = spec.name
+            async with (
+                self._counted(),
+                self._pool.lease(spec) as engine,
+                contextlib.aclosing(engine.generate(request)) as events,
+            ):
+                async for event in events:
+                    meter.see(event)
+                    yield event
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model called or aliased `name`; the default model for None."""
@@ -75,8 +91,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
-        if self._is_draining:
-            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
+        self._check_draining()
         self._num_active += 1
         self._idle.clear()
         try:
@@ -86,30 +101,9 @@ class Gateway:
             if self._num_active == 0:
                 self._idle.set()
 
-    async def _measured(self, model: str, events: EventStream) -> EventStream:
-        """The same events, counted."""
-        metrics = self.metrics
-        outcome = "disconnected"
-        inter_token = metrics.inter_token.labels(model)
-        last_s: float | None = None
-        try:
-            async for event in events:
-                if isinstance(event, Delta):
-                    now_s = time.monotonic()
-                    if last_s is not None:
-                        inter_token.observe(now_s - last_s)
-                    last_s = now_s
-                elif isinstance(event, Finished):
-                    outcome = event.reason
-                    metrics.ttft.labels(model).observe(event.timings.ttft_s)
-                    metrics.prompt_tokens.labels(model).inc(event.usage.prompt_tokens)
-                    metrics.generated_tokens.labels(model).inc(event.usage.generated_tokens)
-                yield event
-        except LlmserveError as error:
-            outcome = error.code
-            raise
-        finally:
-            metrics.requests.labels(model, outcome).inc()
+    def _check_draining(self) -> None:
+        if self._is_draining:
+            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
 def build_gateway(config: Config) -> Gateway:

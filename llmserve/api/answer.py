@@ -7,6 +7,7 @@ that every refusal is a real HTTP status.
 
 import asyncio
 import contextlib
+import logging
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 from llmserve.api.errors import encode_error
 from llmserve.core import Delta, Event, EventStream, Finished, Started
 from llmserve.errors import LlmserveError
+
+log = logging.getLogger(__name__)
 
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -101,8 +104,10 @@ class StreamedAnswer(Answer):
         try:
             async for event in self._events:
                 await self._send_part(send, self._encode(event))
-        except LlmserveError as error:
+        except Exception as error:  # too late for a status
             await self._send_part(send, sse_event(encode_error(error)))
+            if not isinstance(error, LlmserveError):
+                log.exception("a stream failed")
         finally:
             keep_alive.cancel()
         await send({"type": "http.response.body", "body": b""})
@@ -111,6 +116,9 @@ class StreamedAnswer(Answer):
         if part:
             self._last_sent_s = asyncio.get_running_loop().time()
             await send({"type": "http.response.body", "body": part, "more_body": True})
+            # Neither `send` nor a full queue of events suspends: without this a reader that was
+            # slow holds up the loop, and one that left is not noticed.
+            await asyncio.sleep(0)
 
     async def _keep_alive(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from llmserve.api import errors, ops
@@ -35,8 +36,10 @@ def create_app(gateway: Gateway) -> Starlette:
         exception_handlers={
             LlmserveError: errors.on_llmserve_error,
             HTTPException: errors.on_http_exception,
+            ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,
         },
     )
+    app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
     return app

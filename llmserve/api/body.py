@@ -11,11 +11,16 @@ from llmserve.errors import InvalidRequestError, TooLargeError
 
 T = TypeVar("T")
 
+
+class BodyTooLargeError(TooLargeError):
+    """The rest of the body was not read, so the connection cannot be used again."""
+
+
 _MAX_SHOWN = 80  # characters of a wrong value in a message
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; cut off, with `TooLargeError`, as soon as it exceeds `max_bytes`."""
+    """The whole body; cut off, with `BodyTooLargeError`, as soon as it exceeds `max_bytes`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(f"{int(declared)} bytes", max_bytes)
@@ -27,8 +32,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _too_large(size: str, max_bytes: int) -> TooLargeError:
-    return TooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
+def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
 
 
 def decode_body(body: bytes, wire_type: type[T]) -> T:
@@ -44,11 +49,9 @@ def decode_body(body: bytes, wire_type: type[T]) -> T:
 
 
 def _explain(message: str, body: bytes, wire_type: type[Any]) -> InvalidRequestError:
-    what, _, where = message.partition(" - at `")
-    is_key = where.startswith("key` in ")
-    path = where.removeprefix("key` in `").rstrip("`").removeprefix("$").removeprefix(".")
-    if unknown := re.search(r"unknown field `(.*)`", what):
-        return _unknown_field(unknown[1], path, wire_type)
+    what, is_key, path = _split(message)
+    if unknown := re.search(r"unknown field `(.*)`", what, re.DOTALL):
+        return _unknown_field(_clipped(unknown[1]), path, wire_type)
     if missing := re.search(r"missing required field `(.*)`", what):
         field = _join(path, missing[1])
         return InvalidRequestError(f"{field} is missing", param=field)
@@ -56,12 +59,22 @@ def _explain(message: str, body: bytes, wire_type: type[Any]) -> InvalidRequestE
         return InvalidRequestError(f"a key of {path} is wrong: {what}", param=path)
     try:
         value = _shown(_value_at(path, msgspec.json.decode(body)))
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, RecursionError):
-        value = "wrong"  # msgspec stops at the first fault, so a later one can spoil the rest
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
+        # msgspec stops at the first fault: a later one, or a repeated key, can spoil the rest.
+        value = "wrong"
     allowed = _describe(_schema_at(path, wire_type), _definitions(wire_type))
     return InvalidRequestError(
         f"{path or 'the body'} is {value}; it must be {allowed}", param=path or None
     )
+
+
+def _split(message: str) -> tuple[str, bool, str]:
+    """msgspec's message -> what is wrong, whether with a key, and the path ("" for the root).
+
+    The end is matched, because an unknown field's name can hold anything.
+    """
+    match = re.fullmatch(r"(.*) - at `(key` in `)?\$\.?([^`]*)`", message, re.DOTALL)
+    return (match[1], bool(match[2]), match[3]) if match else (message, False, "")
 
 
 def _unknown_field(name: str, path: str, wire_type: type[Any]) -> InvalidRequestError:
@@ -90,7 +103,10 @@ def _value_at(path: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
+    return _clipped(msgspec.json.encode(value).decode())
+
+
+def _clipped(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
 
 

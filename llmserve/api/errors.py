@@ -1,12 +1,20 @@
 """LlmserveError -> status, headers and envelope. The one place that renders errors."""
 
+import asyncio
+import contextlib
+
 import msgspec
 from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from llmserve.api.body import BodyTooLargeError
 from llmserve.errors import LlmserveError
+
+_LINGER_S = 2
+_LINGER_BYTES = 32 << 20
 
 
 class ErrorBody(Struct, frozen=True):
@@ -20,8 +28,10 @@ class ErrorEnvelope(Struct, frozen=True):
     error: ErrorBody
 
 
-def encode_error(error: LlmserveError) -> bytes:
-    """The JSON of `error`, for a body or for an event of a stream."""
+def encode_error(error: Exception) -> bytes:
+    """The JSON of `error`, for a body or for an event of a stream; of a bug it says nothing."""
+    if not isinstance(error, LlmserveError):
+        error = LlmserveError("internal error; see the server's log")
     body = ErrorBody(error.type, error.code, error.message, error.param)
     return msgspec.json.encode(ErrorEnvelope(body))
 
@@ -31,19 +41,50 @@ async def on_llmserve_error(request: Request, error: Exception) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    return Response(encode_error(error), error.status, headers, "application/json")
+    kind = _LastResponse if isinstance(error, BodyTooLargeError) else Response
+    return kind(encode_error(error), error.status, headers, "application/json")
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such route, wrong method."""
     assert isinstance(error, HTTPException)
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {request.scope['path']}: {error.detail}"
     body = msgspec.json.encode(ErrorEnvelope(ErrorBody("invalid_request_error", code, message)))
     return Response(body, error.status_code, error.headers, "application/json")
 
 
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """The client left before its body was complete: nobody reads this answer."""
+    return Response(status_code=400)
+
+
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything we did not foresee; starlette raises it again after this answer, for the log."""
-    body = encode_error(LlmserveError("internal error; see the server's log"))
-    return Response(body, 500, None, "application/json")
+    return Response(encode_error(error), 500, None, "application/json")
+
+
+class _LastResponse(Response):
+    """An answer while the client is still sending: complete at once, then the connection ends.
+
+    For a while the rest is read and dropped, because closing a connection with unread bytes
+    resets it, and a client that only reads when it has sent all would never see the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await _drop_body(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _drop_body(receive: Receive) -> None:
+    num_dropped = 0
+    more = True
+    while more and num_dropped < _LINGER_BYTES:
+        message = await receive()
+        num_dropped += len(message.get("body", b""))
+        more = message.get("more_body", False)

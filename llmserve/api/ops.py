@@ -3,7 +3,6 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llmserve.errors import ModelLoadingError
 from llmserve.gateway import Gateway
 
 
@@ -13,9 +12,7 @@ async def health(request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    if not gateway.is_ready:
-        name = gateway.config.default.name
-        raise ModelLoadingError(f"the default model {name!r} cannot answer yet", retry_after_s=1)
+    gateway.check_ready()
     return JSONResponse({"status": "ready"})
 
 

@@ -1,45 +1,71 @@
 """uvicorn around the application, with an orderly end.
 
 The first SIGTERM or SIGINT drains: new requests get 503, running ones may finish within the
-grace period, then the process exits with 0. The second signal cuts the grace period short.
+grace period, then the process exits with 0. The second signal cuts the grace period short, the
+third waits for nobody.
 """
 
 import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Iterator
 
 import uvicorn
 
 from llmserve.api.app import create_app
+from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
 
 log = logging.getLogger(__name__)
 
 _FLUSH_S = 2  # for the last bytes of cancelled answers
+_BACKLOG = 2048  # connections that the kernel holds for us; uvicorn's default
 
 
 def serve(gateway: Gateway) -> None:
-    """Run until a signal ends the server. Exits with 1 if the address cannot be bound."""
+    """Run until a signal ends the server. Raises `ConfigError` if the address is not free."""
     server = gateway.config.server
-    config = uvicorn.Config(
-        create_app(gateway),
-        host=server.host,
-        port=server.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_FLUSH_S,
-    )
-    _Server(config, gateway).run()
+    with listen(server.host, server.port) as listener:
+        Server(gateway, listener).run()
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: clients that come before the application is up wait in its queue."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host that no name can be
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
+        ) from error
+
+
+class Server(uvicorn.Server):
+    def __init__(self, gateway: Gateway, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            create_app(gateway),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=_FLUSH_S,
+        )
         super().__init__(config)
         self._gateway = gateway
+        self._listener = listener
         self._ending: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets is None
+        await super().serve([self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self._listener.getsockname()[:2]
+        log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -52,8 +78,8 @@ class _Server(uvicorn.Server):
     def _on_signal(self) -> None:
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
-        else:
-            self._ending.cancel()
+        elif not self._ending.cancel():  # it has ended: only uvicorn still waits
+            self.force_exit = True
 
     async def _end(self) -> None:
         grace_s = self._gateway.config.server.shutdown_grace_s
@@ -61,5 +87,7 @@ class _Server(uvicorn.Server):
         try:
             await self._gateway.drain(grace_s)
         finally:
-            await self._gateway.close()
-            self.should_exit = True
+            try:
+                await self._gateway.close()
+            finally:
+                self.should_exit = True

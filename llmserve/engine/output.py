@@ -24,7 +24,7 @@ class TextStream:
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._matchers = [_Matcher(stop) for stop in sorted(set(stops), key=len, reverse=True)]
+        self._matchers = [_Matcher(stop) for stop in _reachable(stops)]  # longest first
         self._held = ""
 
     def push(self, data: bytes) -> Piece:
@@ -44,13 +44,19 @@ class TextStream:
             return Piece(text)
         held = self._held + text
         for end, char in enumerate(text, start=len(self._held) + 1):
-            for matcher in self._matchers:  # longest first
+            for matcher in self._matchers:
                 if matcher.push(char):
                     self._held = ""
                     return Piece(held[: end - len(matcher.stop)], matcher.stop)
         safe_len = len(held) - max(matcher.matched for matcher in self._matchers)
         self._held = held[safe_len:]
         return Piece(held[:safe_len])
+
+
+def _reachable(stops: Sequence[str]) -> list[str]:
+    """Without the stops that another one always ends before; text must not wait for those."""
+    reachable = [stop for stop in set(stops) if not any(other in stop[:-1] for other in stops)]
+    return sorted(reachable, key=len, reverse=True)
 
 
 class _Matcher:

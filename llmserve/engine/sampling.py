@@ -26,6 +26,8 @@ Ids = NDArray[np.intp]
 
 GREEDY_BELOW = 1e-4  # a smaller temperature has no weight left for any other token
 
+BLOCK_SIZE = 256  # weights summed at once where one token of many is drawn
+
 
 class Sampler:
     """One request's sampling state: parameters, a private generator, penalties so far."""
@@ -45,8 +47,10 @@ class Sampler:
         """Whether the answer is simply the largest raw logit."""
         return self._offsets is None and self._params.temperature < GREEDY_BELOW
 
+    # Differences beyond float32 become -inf and their weight 0, as they should.
+    @np.errstate(over="ignore", invalid="ignore")
     def choose(self, logits: Floats) -> int | None:
-        """One token from a (vocab,) row; None if the row holds no usable number."""
+        """One token from a (vocab,) row; None if the row holds no usable maximum."""
         scores = logits if self._offsets is None else logits + self._offsets
         top = int(scores.argmax())
         maximum = float(scores[top])
@@ -55,9 +59,7 @@ class Sampler:
         if self._params.temperature < GREEDY_BELOW:
             return top
         ids, weights = candidates(scores, maximum, self._params)
-        cumulative = np.cumsum(weights, dtype=np.float64)
-        point = self._rng.random() * cumulative[-1]
-        index = min(int(cumulative.searchsorted(point, side="right")), len(cumulative) - 1)
+        index = _draw(weights, self._rng.random())
         return index if ids is None else int(ids[index])
 
     def accept(self, token: int) -> None:
@@ -109,6 +111,28 @@ def candidates(scores: Floats, maximum: float, params: SamplingParams) -> tuple[
         size = max(1, int(np.count_nonzero(chosen >= params.min_p)))
         ids, chosen = ids[:size], chosen[:size]
     return ids, chosen
+
+
+def _draw(weights: Floats, share: float) -> int:
+    """The index where the cumulative weight passes `share` (in [0, 1)) of the total.
+
+    In two levels: a cumulative sum of a whole vocabulary takes longer than all its exponentials.
+    """
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK_SIZE))
+    block, share = _pass(blocks, share)
+    begin = block * BLOCK_SIZE
+    return begin + _pass(weights[begin : begin + BLOCK_SIZE], share)[0]
+
+
+def _pass(weights: Floats, share: float) -> tuple[int, float]:
+    """The index where the cumulative weight passes `share`, and which share of that weight."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    point = share * cumulative[-1]
+    # Should rounding put the point at the very end: the last index that has any weight.
+    last = cumulative.searchsorted(cumulative[-1])
+    index = int(min(cumulative.searchsorted(point, side="right"), last))
+    before = cumulative[index - 1] if index else 0.0
+    return index, float((point - before) / (cumulative[index] - before))
 
 
 def _by_weight(weights: Floats, ids: Ids) -> Ids:

@@ -22,7 +22,7 @@ GROWTH_TOKENS = 32  # cells kept free per sequence at admission, so that it is n
 
 
 class Limits(Struct, frozen=True):
-    max_batch: int  # tokens in one step
+    max_batch: int  # tokens in one step; at least max_running, or prompts could starve
     max_running: int  # sequences with cells
     num_cells: int  # tokens of all running sequences together
     prefill_chunk: int  # prompt tokens in a step that also decodes

@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -16,6 +16,8 @@ from llmserve.core import Mode
 from llmserve.errors import ConfigError
 from llmserve.registry.refs import BadRefError, HubRef, make_ref
 
+T = TypeVar("T")
+Text = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -28,7 +30,7 @@ _FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[server]`: one process."""
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 8000
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
     preload: bool = True  # load the default model at start-up instead of at its first request
@@ -42,12 +44,12 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """`[models.NAME]`: one model, where it comes from and how it is run."""
 
     name: str = ""  # the NAME of the table; not a key in it
-    package: str | None = None  # an installed Python distribution that ships the file
-    file: str | None = None  # the file inside `package` or inside the repository `hf`
+    package: Text | None = None  # an installed Python distribution that ships the file
+    file: Text | None = None  # the file inside `package` or inside the repository `hf`
     path: Path | None = None  # a GGUF file, absolute after `load_config`
-    hf: str | None = None  # "owner/repo" or "owner/repo:QUANT" on the hub
-    revision: str | None = None  # of `hf`: a branch, tag or commit
-    sha256: str | None = None  # of the one file of `hf`
+    hf: Text | None = None  # "owner/repo" or "owner/repo:QUANT" on the hub
+    revision: Text | None = None  # of `hf`: a branch, tag or commit
+    sha256: Text | None = None  # of the one file of `hf`
     aliases: tuple[str, ...] = ()
     context_length: Positive | None = None  # None: the training length, at most 8192
     max_concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
@@ -86,14 +88,14 @@ class Config(Struct, frozen=True):
 
 class _File(Struct, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
-    models: dict[str, ModelSpec] = {}
+    models: dict[str, Any] = {}  # converted one by one, so that an error can name its table
 
 
 def load_config(path: Path) -> Config:
     """Read and validate `path`. Raises `ConfigError`."""
     path = path.absolute()
-    file = _convert(path, _parse(path))
-    models = tuple(_complete(path, name, spec) for name, spec in file.models.items())
+    file = _convert(path, "", _parse(path), _File)
+    models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")
     return Config(path, file.server, models, _index(path, models))
@@ -108,18 +110,31 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
-def _convert(path: Path, raw: dict[str, Any]) -> _File:
+def _convert(path: Path, where: str, raw: object, kind: type[T]) -> T:
+    """`raw`, the table at `where`, as a `kind`."""
     try:
-        return msgspec.convert(raw, _File)
+        return msgspec.convert(raw, kind, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(str(error))}") from error
+        raise ConfigError(f"{path}: {_explain(str(error), where)}") from error
 
 
-def _explain(message: str) -> str:
-    """msgspec's message with the key first, and the known keys where one is unknown."""
-    what, _, where = message.partition(" - at `$.")
-    key = where.rstrip("`").replace("models[...]", "models.*")
+def _decode_path(kind: type, value: object) -> object:
+    """msgspec knows no Path; it adds the key to what is raised here."""
+    assert kind is Path
+    if not isinstance(value, str):
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+    if not value:
+        raise ValueError("Expected `str` of length >= 1")
+    return Path(value)
+
+
+def _explain(message: str, where: str) -> str:
+    """msgspec's message with the key first, and the known values where one is unknown."""
+    what, _, key = message.partition(" - at `$")
+    key = (where + key.rstrip("`")).lstrip(".")
     prefix = f"{key}: " if key else ""
+    if what.startswith("Invalid enum value"):
+        return f"{prefix}{what}; give one of {', '.join(Mode)}"
     unknown = re.search(r"unknown field `(.*)`", what)
     if not unknown:
         return prefix + what
@@ -130,20 +145,30 @@ def _explain(message: str) -> str:
     return f"{prefix}unknown key {unknown[1]!r}; {hint}"
 
 
+def _model(path: Path, name: str, table: object) -> ModelSpec:
+    """`[models.NAME]` as a spec, or a `ConfigError`."""
+    if isinstance(table, dict) and "name" in table:
+        raise ConfigError(
+            f"{path}: models.{name}: unknown key 'name'; the table's own name is the name"
+        )
+    return _complete(path, name, _convert(path, f"models.{name}", table, ModelSpec))
+
+
 def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
     """The spec with its name and an absolute path, or a `ConfigError`."""
     where = f"{path}: models.{name}"
     for word in (name, *spec.aliases):
         if not _NAME.fullmatch(word):
             raise ConfigError(f"{where}: {word!r} is no model name: use letters, digits, . _ : / -")
-    if spec.name:
-        raise ConfigError(f"{where}.name: unknown key 'name'; the table's own name is the name")
     given = [source for source in _SOURCES if getattr(spec, source) is not None]
     if len(given) != 1:
         has = f"has {' and '.join(given)}" if given else "has no source"
         raise ConfigError(f"{where}: {has}; give exactly one of {', '.join(_SOURCES)}")
     _check_file_keys(where, spec, given[0])
-    absolute = path.parent / spec.path.expanduser() if spec.path else None
+    try:
+        absolute = path.parent / spec.path.expanduser() if spec.path else None
+    except RuntimeError as error:  # ~user of nobody
+        raise ConfigError(f"{where}.path: {error}; write the path out") from error
     return msgspec.structs.replace(spec, name=name, path=absolute)
 
 

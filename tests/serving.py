@@ -1,0 +1,311 @@
+"""Real servers for tests: the application over fakes in a thread, and the whole process."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+
+from llmserve.api.server import Server, listen
+from llmserve.engine.engine import Engine
+from llmserve.engine.messages import StepStats
+from llmserve.gateway import Gateway
+from llmserve.metrics import Metrics
+from llmserve.pool.pool import Pool
+from llmserve.registry.config import Config, ModelSpec, ServerConfig
+from llmserve.testing import FakeRuntime
+
+TIMEOUT_S = 30.0  # for anything that should happen at once; a hang ends here
+
+
+def wait_until(
+    condition: Callable[[], object], what: str = "", *, timeout_s: float = TIMEOUT_S
+) -> None:
+    """Return when `condition()` is true. For what other threads and processes do."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, f"timed out waiting for {what or condition}"
+        time.sleep(0.005)
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+def raw_request(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
+    """The bytes of one HTTP/1.1 request."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    return (head + headers + "\r\n").encode() + body
+
+
+def raw_inference(body: Mapping[str, Any]) -> bytes:
+    return raw_request("POST", "/inference", msgspec.json.encode(body))
+
+
+def sse_events(text: str) -> list[Any]:
+    """The decoded `data:` of every event; comments are left out."""
+    assert text.endswith("\n\n")
+    parts = [part for part in text.split("\n\n") if part and not part.startswith(":")]
+    assert all(part.startswith("data: ") and "\n" not in part for part in parts), text
+    return [msgspec.json.decode(part.removeprefix("data: ")) for part in parts]
+
+
+def metric(text: str, name: str, **labels: str) -> float:
+    """The sum of the samples of `name` with (at least) `labels`; 0 if there is none."""
+    total = 0.0
+    for line in text.splitlines():
+        match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+        if match and match[1] == name:
+            found = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', match[2] or ""))
+            if labels.items() <= found.items():
+                total += float(match[3])
+    return total
+
+
+# -- the application over FakeRuntime, in a thread -----------------------------------------------
+
+
+def make_config(
+    server: Mapping[str, Any] | None = None, models: Mapping[str, Mapping[str, Any]] | None = None
+) -> Config:
+    """A `Config` as `load_config` would make it, without files."""
+    tables = models or {"fake": {"aliases": ("default",)}}
+    specs = tuple(ModelSpec(name=name, path=Path("none.gguf"), **t) for name, t in tables.items())
+    names = {word: spec for spec in specs for word in (spec.name, *spec.aliases)}
+    return Config(Path("models.toml"), ServerConfig(port=0, **(server or {})), specs, names)
+
+
+@dataclass
+class FakeService:
+    """A running server over `FakeRuntime`s. With a `gate`, each release lets one step pass."""
+
+    config: Config
+    runtime_options: dict[str, Any]
+    gate: threading.Semaphore | None
+    load_gate: threading.Event  # loads wait for it
+    load_error: Exception | None
+    metrics: Metrics = field(default_factory=Metrics)
+    runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)  # what was logged, or left over at the end
+    num_expected_errors: int = 0
+    base_url: str = ""
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        pool = Pool(self._load, load_wait_s=self.config.server.load_wait_s)
+        self.gateway = Gateway(self.config, pool, self.metrics)
+
+    async def _load(self, spec: ModelSpec) -> Engine:
+        await asyncio.to_thread(self.load_gate.wait)
+        if self.load_error:
+            raise self.load_error
+        runtime = self.runtimes[spec.name] = FakeRuntime(gate=self.gate, **self.runtime_options)
+
+        def on_step(stats: StepStats) -> None:
+            num_tokens = stats.num_decoded + stats.num_prefilled
+            self.metrics.observe_step(spec.name, num_tokens, stats.step_s)
+            self.metrics.observe_load(spec.name, stats.num_running, stats.num_waiting)
+
+        return Engine(
+            spec.name,
+            runtime,
+            max_queue=spec.max_queue,
+            default_mode=spec.default_mode,
+            on_step=on_step,
+        )
+
+    @property
+    def runtime(self) -> FakeRuntime:
+        return self.runtimes[self.config.default.name]
+
+    @property
+    def num_running(self) -> int:
+        """Slots with cells."""
+        return sum(bool(cells) for cells in self.runtime.cells)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return metric(self.metrics.render().decode(), name, **labels)
+
+    def step(self, num_steps: int = 1) -> None:
+        assert self.gate
+        self.gate.release(num_steps)
+
+    def client(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=self.base_url, timeout=TIMEOUT_S, **options)
+
+    def post(self, body: Any) -> httpx2.Response:
+        with self.client() as client:
+            return client.post("/inference", json=body)
+
+    def get(self, path: str) -> httpx2.Response:
+        with self.client() as client:
+            return client.get(path)
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        """A bare connection, for clients that do not behave."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_S)
+        connection.sendall(data)
+        return connection
+
+    def wait_idle(self) -> None:
+        """Until nobody is served and every slot is free."""
+        wait_until(lambda: self.gateway.num_active == 0, "the gateway to be idle")
+        wait_until(lambda: self.num_running == 0, "the slots to be free")
+
+
+class _ThreadServer(Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to the main thread
+
+
+class _ErrorLog(logging.Handler):
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._errors.append(logging.Formatter().format(record))
+
+
+@contextlib.contextmanager
+def fake_service(
+    *,
+    server: Mapping[str, Any] | None = None,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
+    gated: bool = False,
+    loaded: bool = True,
+    load_error: Exception | None = None,
+    **runtime_options: Any,
+) -> Iterator[FakeService]:
+    """Serve until the block ends, then check that nothing was left over and nothing went wrong.
+
+    `loaded=False` holds the load until `load_gate` is set.
+    """
+    service = FakeService(
+        make_config(server, models),
+        {"num_cells": 4096, "num_slots": 4, "max_batch": 64, **runtime_options},
+        gate=threading.Semaphore(0) if gated else None,
+        load_gate=threading.Event(),
+        load_error=load_error,
+    )
+    listener = listen("127.0.0.1", 0)
+    service.port = listener.getsockname()[1]
+    service.base_url = f"http://127.0.0.1:{service.port}"
+    uvicorn_server = _ThreadServer(service.gateway, listener)
+    uvicorn_server.config.http = "h11"  # what a plain installation has
+    thread = threading.Thread(target=_run, args=(uvicorn_server, service.errors))
+    handler = _ErrorLog(service.errors)
+    logging.getLogger().addHandler(handler)
+    thread.start()
+    try:
+        if loaded:
+            service.load_gate.set()
+        if loaded and not load_error:
+            wait_until(lambda: service.gateway.is_ready, "the fake model to be ready")
+        yield service
+    finally:
+        service.load_gate.set()
+        uvicorn_server.should_exit = True
+        thread.join(TIMEOUT_S)
+        logging.getLogger().removeHandler(handler)
+    assert not thread.is_alive(), "the server does not end"
+    assert len(service.errors) == service.num_expected_errors, "\n".join(service.errors)
+
+
+def _run(server: Server, errors: list[str]) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(repr(context)))
+        await server.serve()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        errors.extend(f"left over: {task}" for task in left)
+
+    asyncio.run(main())
+
+
+# -- the whole process ---------------------------------------------------------------------------
+
+
+class ServerProcess:
+    """`python -m llmserve serve` with a config file, on a free port."""
+
+    def __init__(self, config: Path, *flags: str) -> None:
+        self.log: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llmserve", "serve", "--port=0", f"--config={config}", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("LLMSERVE")},
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        self.base_url = ""
+        wait_until(self._find_address, "the server to say where it listens")
+
+    def _read_log(self) -> None:
+        assert self._process.stderr
+        with self._process.stderr as stderr:
+            self.log.extend(stderr)
+
+    def _find_address(self) -> bool:
+        assert self._process.poll() is None, "".join(self.log)
+        found = re.search(r"listening on (http://\S+)", "".join(self.log))
+        self.base_url = found[1] if found else ""
+        return bool(found)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.base_url.rpartition(":")[2])
+
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.base_url, timeout=TIMEOUT_S)
+
+    def wait_ready(self) -> None:
+        with self.client() as client:
+            wait_until(lambda: client.get("/ready").status_code == 200, "the model to be ready")
+
+    def metric(self, name: str, **labels: str) -> float:
+        with self.client() as client:
+            return metric(client.get("/metrics").text, name, **labels)
+
+    def signal(self, signum: int) -> None:
+        self._process.send_signal(signum)
+
+    def wait(self) -> int:
+        """The exit code."""
+        code = self._process.wait(TIMEOUT_S)
+        self._reader.join(TIMEOUT_S)
+        return code
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self.signal(signal.SIGKILL)
+        self.wait()
+
+
+@contextlib.contextmanager
+def server_process(config: Path, *flags: str) -> Iterator[ServerProcess]:
+    """A server whose model is ready; killed at the end, if it still runs."""
+    process = ServerProcess(config, *flags)
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.stop()
