@@ -22,6 +22,8 @@ def is_allowed(url: httpx2.URL, endpoint: httpx2.URL) -> bool:
 
     The public hosts only by https, so that the certificate proves them whatever DNS says.
     """
+    if url.scheme not in ("http", "https"):
+        return False
     if url.origin == endpoint.origin:
         return True
     of_hub = any(url.host == name or url.host.endswith(f".{name}") for name in _HUB_DOMAINS)
