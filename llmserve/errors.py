@@ -14,9 +14,12 @@
     ├── EngineError              500  llama.cpp failed; the message says in which call
     ├── ConfigError              400  models.toml is wrong (start-up and reload)
     └── ModelFileError            -   a GGUF file is missing, truncated or lies about itself
+        └── HubError              -   the hub cannot give it to us
+            └── HubUnreachableError   offline, or no connection: what is on disk still works
 
 Foreign exceptions are translated in one place per library: msgspec in `api/validation.py`,
-llama.cpp's return codes in `engine/llama.py`, jinja in `chat/template.py`.
+llama.cpp's return codes in `engine/llama.py`, jinja in `chat/template.py`, huggingface_hub and
+the disk it writes to in `registry/hub.py`.
 """
 
 from typing import ClassVar
@@ -106,3 +109,11 @@ class ConfigError(LlmserveError):
 
 class ModelFileError(LlmserveError):
     code = "model_file_error"
+
+
+class HubError(ModelFileError):
+    code = "hub_error"
+
+
+class HubUnreachableError(HubError):
+    code = "hub_unreachable"

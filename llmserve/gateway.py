@@ -131,7 +131,7 @@ def build_gateway(config: Config) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet."""
     metrics = Metrics()
     pool = Pool(
-        EngineLoader(metrics),
+        EngineLoader(metrics, auto_download=config.server.auto_download),
         budget_bytes=MemoryBudget(config.server.memory_budget),
         load_wait_s=config.server.load_wait_s,
     )

@@ -26,7 +26,7 @@ from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool, Progress, State
-from llmserve.registry.config import Config, ModelSpec, ServerConfig
+from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.testing import FakeRuntime
 
 T = TypeVar("T")
@@ -216,6 +216,7 @@ def fake_service(
     *,
     server: Mapping[str, Any] | None = None,
     models: Mapping[str, Mapping[str, Any]] | None = None,
+    config_path: Path | None = None,
     gated: bool = False,
     loaded: bool = True,
     load_error: Exception | None = None,
@@ -224,10 +225,11 @@ def fake_service(
 ) -> Iterator[FakeService]:
     """Serve until the block ends, then check that nothing was left over and nothing went wrong.
 
+    The config is read from `config_path`, or else made of the tables `server` and `models`.
     `loaded=False` holds the load until `load_gate` is set.
     """
     service = FakeService(
-        make_config(server, models),
+        load_config(config_path) if config_path else make_config(server, models),
         {"num_cells": 4096, "num_slots": 4, "max_batch": 64, **runtime_options},
         gate=threading.Semaphore(0) if gated else None,
         load_gate=threading.Event(),

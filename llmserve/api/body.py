@@ -1,7 +1,6 @@
 """Request bytes -> a wire Struct: the one place that reads bodies and knows msgspec's errors."""
 
 import difflib
-import functools
 import re
 from typing import Any, TypeVar
 
@@ -49,7 +48,7 @@ def decode_body(body: bytes, wire_type: type[T]) -> T:
         raise InvalidRequestError("the body is nested too deeply") from error
 
 
-def _explain(message: str, body: bytes, wire_type: type[Any]) -> InvalidRequestError:
+def _explain(message: str, body: bytes, wire_type: type[object]) -> InvalidRequestError:
     what, is_key, path = _split(message)
     if unknown := re.search(r"unknown field `(.*)`", what, re.DOTALL):
         return _unknown_field(_clipped(unknown[1]), path, wire_type)
@@ -78,7 +77,7 @@ def _split(message: str) -> tuple[str, bool, str]:
     return (match[1], bool(match[2]), match[3]) if match else (message, False, "")
 
 
-def _unknown_field(name: str, path: str, wire_type: type[Any]) -> InvalidRequestError:
+def _unknown_field(name: str, path: str, wire_type: type[object]) -> InvalidRequestError:
     known = list(_schema_at(path, wire_type).get("properties", ()))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(known)}"
@@ -116,13 +115,16 @@ def _clipped(text: str) -> str:
 Schema = dict[str, Any]
 
 
-@functools.cache  # takes milliseconds
+_made: dict[type[object], Schema] = {}  # making one takes milliseconds
+
+
 def _definitions(wire_type: type[object]) -> Schema:
-    (_, definitions) = msgspec.json.schema_components([wire_type], ref_template="{name}")
-    return definitions
+    if wire_type not in _made:
+        _, _made[wire_type] = msgspec.json.schema_components([wire_type], ref_template="{name}")
+    return _made[wire_type]
 
 
-def _schema_at(path: str, wire_type: type[Any]) -> Schema:
+def _schema_at(path: str, wire_type: type[object]) -> Schema:
     definitions = _definitions(wire_type)
     schema: Schema = definitions[wire_type.__name__]
     for step in _steps(path):

@@ -1,6 +1,7 @@
 """How much memory models may take, from what the machine or its control group really offers."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -28,14 +29,28 @@ class MemoryBudget:
 def available_bytes() -> int:
     """Memory that this process could still take without swapping or being killed."""
     available = int(psutil.virtual_memory().available)
-    room = _cgroup_room(_CGROUP)
-    return available if room is None else min(available, room)
+    group = _control_group(_CGROUP)
+    if group is None:
+        return available
+    return min(available, max(0, group.limit_bytes - group.used_bytes))
 
 
-def _cgroup_room(root: Path) -> int | None:
-    """What is left of a container's limit (cgroup v2, else v1); None without a limit.
+def machine_bytes() -> int:
+    """All memory of the machine, or of the container."""
+    total = int(psutil.virtual_memory().total)
+    group = _control_group(_CGROUP)
+    return total if group is None else min(total, group.limit_bytes)
 
-    Page cache counts as used there, but the kernel gives it back before it kills anybody.
+
+class _ControlGroup(NamedTuple):
+    limit_bytes: int
+    used_bytes: int
+
+
+def _control_group(root: Path) -> _ControlGroup | None:
+    """A container's limit (cgroup v2, else v1); None without one.
+
+    Page cache is not counted: the kernel gives it back before it kills anybody.
     """
     for limit_file, used_file, cache_key in (
         ("memory.max", "memory.current", "inactive_file"),
@@ -50,5 +65,5 @@ def _cgroup_room(root: Path) -> int | None:
         if limit >= 2**60:  # v1's way to say that there is no limit
             continue
         counts = dict(line.split() for line in stat.splitlines())
-        return max(0, limit - used + int(counts.get(cache_key, 0)))
+        return _ControlGroup(limit, used - int(counts.get(cache_key, 0)))
     return None

@@ -14,7 +14,7 @@ from llmserve.pool.placement import Placement, place
 from llmserve.pool.pool import Progress
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles, read_model
-from llmserve.registry.sources import locate
+from llmserve.registry.sources import locate, obtain
 
 if TYPE_CHECKING:
     from llmserve.engine.llama import LlamaRuntime
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 class EngineLoader:
     """Implements `pool.Loader`."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, auto_download: bool) -> None:
         self._metrics = metrics
+        self._auto_download = auto_download
 
     async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
-        """Reads and validates the file's header, off the event loop. Raises `ModelFileError`."""
-        return await asyncio.to_thread(_place, spec, budget_bytes)
+        """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
+
+        Downloads a file that is not on disk first, if the config allows it.
+        """
+        return await asyncio.to_thread(_place, spec, budget_bytes, self._auto_download)
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         """Raises `ModelFileError` or `EngineError`."""
@@ -57,11 +61,11 @@ class EngineLoader:
         )
 
 
-def _place(spec: ModelSpec, budget_bytes: int) -> Placement:
+def _place(spec: ModelSpec, budget_bytes: int, auto_download: bool) -> Placement:
     # Imported when first needed: a server without a loaded model stays small.
     from llmserve.engine.llama import system_info
 
-    path = locate(spec)
+    path = obtain(spec, auto_download=auto_download)
     stat = path.stat()
     model = _read_model(path, stat.st_mtime_ns, stat.st_size)
     return place(spec, model, budget_bytes, repacked_types(system_info()))

@@ -140,10 +140,14 @@ class Pool:
         model = await self._enterable(spec, deadline_s)
         model.num_leases += 1
         try:
-            yield await self._loaded(model, deadline_s)
+            engine = await self._loaded(model, deadline_s)
+            model.last_used_s = time.time()
+            try:
+                yield engine
+            finally:
+                model.last_used_s = time.time()
         finally:
             model.num_leases -= 1
-            model.last_used_s = time.time()
             self._on_change()
 
     def preload(self, spec: ModelSpec) -> None:
@@ -297,13 +301,13 @@ class Pool:
         while self._queue:
             model, admission = self._queue[0]
             decision = choose_evictions(model.size_bytes, self._residents(), self.budget_bytes)
-            if not model.num_leases:
-                admission.set_exception(_AbandonedError)
-            elif decision.can_load:
+            if decision.can_load:
                 model.is_admitted = True
                 admission.set_result(None)
             elif decision.never:
                 admission.set_exception(self._insufficient(model))
+            elif decision.drain and not model.num_leases:
+                admission.set_exception(_AbandonedError)
             else:
                 for idle in decision.evict:
                     self._start_unload(idle)
@@ -385,7 +389,7 @@ class Pool:
 
 
 class _AbandonedError(Exception):
-    """Nobody waits any longer for a load that waits for memory."""
+    """Nobody waits any longer for a load that holds up the users of busy models."""
 
 
 def _shutting_down() -> ShuttingDownError:

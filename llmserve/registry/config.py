@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 
 from llmserve.core import Mode
 from llmserve.errors import ConfigError
+from llmserve.registry.refs import BadRefError, HubRef, make_ref
 from llmserve.registry.units import Duration, Size
 
 T = TypeVar("T")
@@ -23,7 +24,8 @@ Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
-_SOURCES = ("package", "path")
+_SOURCES = ("package", "path", "hf")
+_FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +39,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
     keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment
+    auto_download: bool = False  # whether a request may start the download of its model
 
 
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,8 +47,11 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str = ""  # the NAME of the table; not a key in it
     package: Text | None = None  # an installed Python distribution that ships the file
-    file: Text | None = None  # the file inside `package`
+    file: Text | None = None  # the file inside `package` or inside the repository `hf`
     path: Path | None = None  # a GGUF file, absolute after `load_config`
+    hf: Text | None = None  # "owner/repo" or "owner/repo:QUANT" on the hub
+    revision: Text | None = None  # of `hf`: a branch, tag or commit
+    sha256: Text | None = None  # of the one file of `hf`
     aliases: tuple[str, ...] = ()
     context_length: Positive | None = None  # None: the largest that fits, up to the training length
     max_concurrency: Annotated[int, Meta(ge=1, le=256)] | None = None  # None: 16, fewer if short
@@ -58,7 +64,16 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def source(self) -> str:
         """Where the weights come from, for people."""
-        return f"package {self.package}" if self.package else f"path {self.path}"
+        if self.package:
+            return f"package {self.package}"
+        return f"path {self.path}" if self.path else f"hf {self.hf}"
+
+    @property
+    def hub(self) -> HubRef | None:
+        """The model on the hub, if that is its source."""
+        if self.hf is None:
+            return None
+        return make_ref(self.hf, file=self.file, revision=self.revision, sha256=self.sha256)
 
 
 class Config(Struct, frozen=True):
@@ -180,15 +195,25 @@ def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
     if len(given) != 1:
         has = f"has {' and '.join(given)}" if given else "has no source"
         raise ConfigError(f"{where}: {has}; give exactly one of {', '.join(_SOURCES)}")
-    if spec.package and not spec.file:
-        raise ConfigError(f"{where}.file: missing; name the .gguf file inside the package")
-    if spec.path and spec.file:
-        raise ConfigError(f"{where}.file: only goes with package; put the whole path into path")
+    _check_file_keys(where, spec, given[0])
     try:
         absolute = path.parent / spec.path.expanduser() if spec.path else None
     except RuntimeError as error:  # ~user of nobody
         raise ConfigError(f"{where}.path: {error}; write the path out") from error
     return msgspec.structs.replace(spec, name=name, path=absolute)
+
+
+def _check_file_keys(where: str, spec: ModelSpec, source: str) -> None:
+    """The keys that say which file of the source."""
+    for key, sources in _FILE_KEYS.items():
+        if getattr(spec, key) is not None and source not in sources:
+            raise ConfigError(f"{where}.{key}: only goes with {' or '.join(sources)}, not {source}")
+    if spec.package and not spec.file:
+        raise ConfigError(f"{where}.file: missing; name the .gguf file inside the package")
+    try:
+        _ = spec.hub  # parses
+    except BadRefError as error:
+        raise ConfigError(f"{where}.{error.key}: {error.reason}") from error
 
 
 def _index(path: Path, models: tuple[ModelSpec, ...]) -> dict[str, ModelSpec]:

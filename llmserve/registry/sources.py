@@ -1,19 +1,128 @@
-"""ModelSpec -> the GGUF file on disk. Never downloads, never imports the package it looks into."""
+"""ModelSpec -> the GGUF file on disk.
+
+`locate` never touches the network and never imports the package it looks into; only `fetch`
+downloads, and only `obtain` with `auto_download` does so on behalf of a server.
+"""
 
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmserve.errors import ModelFileError
+from msgspec import Struct
+
+from llmserve.errors import HubError, HubUnreachableError, ModelFileError
+from llmserve.registry import cache
 from llmserve.registry.config import ModelSpec
+from llmserve.registry.progress import Progress, Silent
+from llmserve.registry.quants import Weights, choose, group
+from llmserve.registry.refs import HubRef
+from llmserve.registry.sizes import human
+
+if TYPE_CHECKING:
+    from llmserve.registry.hub import Hub
+
+
+class Fetched(Struct, frozen=True):
+    """What `fetch` brought."""
+
+    files: tuple[Path, ...]  # the first one is the one to load
+    weights: Weights | None  # as the hub describes them; None: found on disk while offline
+    commit: str | None
+
+    @property
+    def path(self) -> Path:
+        return self.files[0]
 
 
 def locate(spec: ModelSpec) -> Path:
-    """The file that holds `spec`'s weights. Raises `ModelFileError` with the fix."""
+    """The file that holds `spec`'s weights; of a split model its first part.
+
+    Instant and offline. Raises `ModelFileError` with the fix.
+    """
+    return locate_all(spec)[0]
+
+
+def locate_all(spec: ModelSpec) -> tuple[Path, ...]:
+    """All files of `spec`'s weights, the one to load first. Raises `ModelFileError`."""
+    if spec.hub:
+        files = cache.find(spec.hub)
+        if not files:
+            raise ModelFileError(
+                f"model {spec.name!r} ({spec.source}) is not on disk; run:"
+                f" scripts/download-model {spec.name}"
+            )
+        return files
     path = _in_package(spec) if spec.package else spec.path
     assert path is not None, "load_config leaves exactly one source"
     if not path.is_file():
         raise ModelFileError(f"model {spec.name!r}: there is no file {path}")
-    return path
+    return (path,)
+
+
+def obtain(spec: ModelSpec, *, auto_download: bool, progress: Progress | None = None) -> Path:
+    """`locate`, and if that fails and `auto_download` allows it, `fetch`. Blocks; use a thread."""
+    try:
+        return locate(spec)
+    except ModelFileError:
+        if not (spec.hub and auto_download):
+            raise
+        return fetch(spec.hub, progress=progress).path
+
+
+def fetch(ref: HubRef, *, progress: Progress | None = None, hub: "Hub | None" = None) -> Fetched:
+    """Download what is missing of `ref` into the hub's cache, and verify it.
+
+    Goes on where an earlier, interrupted run stopped. Without a connection, what is on disk is the
+    answer. Raises `ModelFileError`.
+    """
+    from llmserve.registry.hub import Hub  # slow to import, and most starts need no hub
+
+    hub = hub or Hub()
+    progress = progress or Silent()
+    try:
+        listing = hub.list_files(ref)
+    except HubUnreachableError as error:
+        return _on_disk(ref, hub, error, progress)
+    weights = choose(ref, group(listing.files))
+    _check_sha256(ref, weights)
+    progress.note(f"{ref.repo}: {_name(weights)}, {human(weights.size_bytes)}")
+    hub.check_space(sum(hub.missing_bytes(ref, listing.commit, file) for file in weights.files))
+    files = tuple(
+        hub.download(ref, listing, file, _label(file.path, number, weights), progress)
+        for number, file in enumerate(weights.files, 1)
+    )
+    return Fetched(files, weights, listing.commit)
+
+
+def _on_disk(ref: HubRef, hub: "Hub", error: HubUnreachableError, progress: Progress) -> Fetched:
+    files = cache.find(ref, hub.cache_dir)
+    if not files:
+        raise error
+    progress.note(f"{error.message}\nusing what is on disk")
+    return Fetched(files, None, None)
+
+
+def _check_sha256(ref: HubRef, weights: Weights) -> None:
+    """Refuse before downloading gigabytes that are known to be others than wanted."""
+    if not ref.sha256:
+        return
+    if weights.num_parts > 1:
+        raise HubError(f"{ref.text} has {weights.num_parts} files, so one sha256 cannot fit")
+    known = weights.first.sha256
+    if known and known != ref.sha256:
+        raise HubError(
+            f"{weights.first.path} on the hub has sha256 {known}, not the {ref.sha256} asked for;"
+            " check it, or pin the revision that had it"
+        )
+
+
+def _name(weights: Weights) -> str:
+    return f"{weights.quant or 'the model'} ({weights.first.path})"
+
+
+def _label(path: str, number: int, weights: Weights) -> str:
+    name = path.rpartition("/")[2]
+    return f"{name} ({number}/{weights.num_parts})" if weights.num_parts > 1 else name
 
 
 def _in_package(spec: ModelSpec) -> Path:

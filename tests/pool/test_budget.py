@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from llmserve.pool import budget
-from llmserve.pool.budget import MemoryBudget, available_bytes
+from llmserve.pool.budget import MemoryBudget, available_bytes, machine_bytes
 
 GB = 10**9
 
@@ -40,6 +40,12 @@ def test_without_a_limit_the_machine_counts(cgroup: Path) -> None:
 def test_a_smaller_control_group_counts_and_its_page_cache_is_free(cgroup: Path) -> None:
     write_cgroup_v2(cgroup, str(GB // 2), 300_000_000, 200_000_000)
     assert available_bytes() == 400_000_000
+
+
+def test_the_machine_is_no_larger_than_its_control_group(cgroup: Path) -> None:
+    assert machine_bytes() == psutil.virtual_memory().total
+    write_cgroup_v2(cgroup, str(GB // 2), 300_000_000, 0)
+    assert machine_bytes() == GB // 2
 
 
 def test_control_groups_of_version_1_count_too(cgroup: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: the only reader of argv and of the environment."""
+"""The group of commands, and those about serving."""
 
 import asyncio
 import contextlib
@@ -10,20 +10,14 @@ import click
 import msgspec
 
 from llmserve import __version__
+from llmserve.cli import table
+from llmserve.cli.options import config_option, load
+from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, Request, SamplingParams
-from llmserve.errors import ConfigError, LlmserveError, ModelFileError
-from llmserve.registry.config import Config, ModelSpec, load_config
-from llmserve.registry.sources import locate
-
-PACKAGE_DIR = Path(__file__).parent
-
-config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="LLMSERVE_CONFIG",
-    help="models.toml to use. Default: ./models.toml, else the one that came with llmserve.",
-)
+from llmserve.errors import LlmserveError, ModelFileError
+from llmserve.registry.config import Config, ModelSpec
+from llmserve.registry.sizes import human
+from llmserve.registry.sources import locate_all
 
 
 class _Commands(click.Group):
@@ -46,8 +40,12 @@ def cli() -> None:
       llmserve serve                              start on 127.0.0.1:8000
       llmserve serve --port 9000 --log-level debug
       llmserve models                             what models.toml offers, and what is on disk
+      llmserve pull qwen                          download a model of models.toml
       llmserve run smollm2 "Say hello."           answer in the terminal, without a server
     """
+
+
+cli.add_command(pull)
 
 
 @cli.command()
@@ -75,7 +73,7 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     from llmserve.gateway import build_gateway
 
     _log_to_stderr(log_level)
-    config = _load(config_path)
+    config = load(config_path)
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     server = msgspec.structs.replace(config.server, **given)
     run_server(build_gateway(msgspec.structs.replace(config, server=server)))
@@ -85,17 +83,15 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
 @config_option
 def models(config_path: Path | None) -> None:
     """List the models that models.toml offers, and whether they are on disk."""
-    config = _load(config_path)
+    config = load(config_path)
     click.echo(f"{config.path}\n")
     rows = [("NAME", "ALIASES", "ON DISK", "SOURCE")]
     rows += [
         (spec.name, ", ".join(spec.aliases) or "-", _size_on_disk(spec), spec.source)
         for spec in config.models
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    for line in table.lines(rows):
+        click.echo(line)
 
 
 @cli.command()
@@ -136,7 +132,7 @@ def run(
         seed=seed,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_print_answer(_load(config_path), request))
+        asyncio.run(_print_answer(load(config_path), request))
 
 
 async def _print_answer(config: Config, request: Request) -> None:
@@ -153,22 +149,9 @@ async def _print_answer(config: Config, request: Request) -> None:
         await gateway.close()
 
 
-def _load(path: Path | None) -> Config:
-    return load_config(path or _default_config_path())
-
-
-def _default_config_path() -> Path:
-    """./models.toml; else the packaged one (beside the package in a checkout)."""
-    places = (Path("models.toml"), PACKAGE_DIR / "models.toml", PACKAGE_DIR.parent / "models.toml")
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError("there is no models.toml here; name one with --config")
-
-
 def _size_on_disk(spec: ModelSpec) -> str:
     try:
-        return f"{locate(spec).stat().st_size / 1e6:,.0f} MB"
+        return human(sum(file.stat().st_size for file in locate_all(spec)))
     except ModelFileError:
         return "missing"
 

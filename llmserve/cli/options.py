@@ -1,0 +1,33 @@
+"""What several commands share: which models.toml, and how to load it."""
+
+from pathlib import Path
+
+import click
+
+import llmserve
+from llmserve.errors import ConfigError
+from llmserve.registry.config import Config, load_config
+
+PACKAGE_DIR = Path(llmserve.__file__).parent
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="LLMSERVE_CONFIG",
+    help="models.toml to use. Default: ./models.toml, else the one that came with llmserve.",
+)
+
+
+def load(path: Path | None) -> Config:
+    """The configuration at `path`, or at the default place. Raises `ConfigError`."""
+    return load_config(path or _default_config_path())
+
+
+def _default_config_path() -> Path:
+    """./models.toml; else the packaged one (beside the package in a checkout)."""
+    places = (Path("models.toml"), PACKAGE_DIR / "models.toml", PACKAGE_DIR.parent / "models.toml")
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError("there is no models.toml here; name one with --config")
