@@ -175,6 +175,10 @@ class Worker:
         largest = max(work, key=lambda w: w.num_tokens)
         if largest.num_tokens >= max(INTERRUPT_FROM, sum(w.num_tokens for w in work) // 2):
             self._prefilling = largest.sequence.id
+            # `cancel` first puts, then looks; here it is the other way round. So either it sees
+            # whom to abort, or its command is seen here. Anything else costs one more plan.
+            if not self._inbox.empty():
+                return None
         try:
             return self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:

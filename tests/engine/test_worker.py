@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, SamplingParams
+from llmserve.engine import worker as worker_module
 from llmserve.engine.messages import Ended, Failed, Report, StepReport, StepStats, Stop, Submit
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.scheduler import Limits, Plan, plan_step
+from llmserve.engine.sequence import Sequence as EngineSequence
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
 from llmserve.testing import FakeRuntime, reference_greedy
@@ -281,6 +284,27 @@ def test_cancelling_twice_or_after_the_end_is_fine() -> None:
     second = bench.submit([1], 3)
     bench.run()
     assert bench.answer(second) == answer_alone([1], 3)
+
+
+def test_a_cancel_that_comes_while_the_step_is_planned_still_interrupts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the inbox was read, before the worker says whom it prefills: `abort` is not called."""
+    bench = Bench(FakeRuntime(num_cells=2000, max_batch=512))
+    request_id = bench.submit([1] * 1000, 10)
+
+    def plan_and_cancel(
+        running: Sequence[EngineSequence], waiting: Sequence[EngineSequence], limits: Limits
+    ) -> Plan:
+        bench.worker.cancel(request_id)
+        return plan_step(running, waiting, limits)
+
+    monkeypatch.setattr(worker_module, "plan_step", plan_and_cancel)
+    bench.step()
+    assert bench.runtime.batch_sizes == []
+    bench.step()
+    assert not bench.is_busy
+    assert not any(bench.runtime.cells)
 
 
 def test_a_cancel_aborts_only_the_step_that_prefills_it(monkeypatch: pytest.MonkeyPatch) -> None:
