@@ -76,7 +76,10 @@ class Runtime(Protocol):
         """
 
     def trim(self, slot: int, num_tokens: int) -> None:
-        """Forget everything in `slot` from position `num_tokens` on."""
+        """Forget everything in `slot` from position `num_tokens` on.
+
+        Raises `EngineError` where the model cannot be cut there; 0 is always possible.
+        """
 
     def abort(self) -> None:
         """Make the running `decode` raise `AbortedError` soon, until `clear_abort`."""

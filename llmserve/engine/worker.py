@@ -183,7 +183,7 @@ class Worker:
             return self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:
             for sequence, _ in work:  # parts of the batch may have been written
-                self._runtime.trim(_slot(sequence), sequence.num_computed)
+                self._rewind(sequence)
         except OutOfCellsError:
             youngest = max(self._running, key=lambda s: s.arrival)
             if len(self._running) > 1:
@@ -238,6 +238,15 @@ class Worker:
         self._free_slots.append(slot)
         sequence.slot = None
         sequence.num_computed = 0
+
+    def _rewind(self, sequence: Sequence) -> None:
+        """Make its cells hold what the books say, or nothing where the model cannot be cut."""
+        slot = _slot(sequence)
+        try:
+            self._runtime.trim(slot, sequence.num_computed)
+        except EngineError:  # a recurrent or sliding-window model
+            self._runtime.trim(slot, 0)
+            sequence.num_computed = 0
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue, at its place by arrival; all its tokens will be computed again."""

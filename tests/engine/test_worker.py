@@ -338,6 +338,25 @@ def test_an_aborted_step_is_done_again(writes: bool) -> None:
     assert [bench.answer(i) for i in ids] == [answer_alone([n] * 20, 10) for n in range(3)]
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_runtime_that_cannot_cut_a_sequence_computes_it_again(
+    writes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As recurrent models: after an abort, a sequence that cannot be trimmed starts again."""
+    bench = Bench(FaultyRuntime({2: AbortedError(), 5: AbortedError()}, writes=writes))
+    trim = bench.runtime.trim
+
+    def trim_all_or_nothing(slot: int, num_tokens: int) -> None:
+        if num_tokens:
+            raise EngineError("cannot cut")
+        trim(slot, num_tokens)
+
+    monkeypatch.setattr(bench.runtime, "trim", trim_all_or_nothing)
+    ids = [bench.submit([n] * 20, 10) for n in range(3)]
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n] * 20, 10) for n in range(3)]
+
+
 def test_out_of_cells_preempts_and_fails_nobody() -> None:
     bench = Bench(FaultyRuntime({4: OutOfCellsError()}))
     ids = [bench.submit([n] * 5, 20) for n in range(4)]
