@@ -58,6 +58,7 @@ class Worker:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []  # in the order of arrival
         self._num_arrivals = 0
+        self._is_cramped = False  # fewer cells than the books say: nobody enters for now
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._thread = threading.Thread(target=self._run, name=f"worker-{name}", daemon=True)
 
@@ -142,7 +143,8 @@ class Worker:
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        plan = plan_step(self._running, self._waiting, self._limits)
+        waiting = [] if self._is_cramped else self._waiting
+        plan = plan_step(self._running, waiting, self._limits)
         self._apply(plan)
         begin_s = time.monotonic()
         logits = self._decode(plan.work)
@@ -189,6 +191,7 @@ class Worker:
             if len(self._running) > 1:
                 log.warning("llama.cpp found no cells for the batch; preempting one sequence")
                 self._preempt(youngest)
+                self._is_cramped = True  # or it would enter again, and again find no cells
             else:
                 self._fail([youngest], "the KV cache cannot hold this request")
         except EngineError as error:
@@ -238,6 +241,7 @@ class Worker:
         self._free_slots.append(slot)
         sequence.slot = None
         sequence.num_computed = 0
+        self._is_cramped = False
 
     def _rewind(self, sequence: Sequence) -> None:
         """Make its cells hold what the books say, or nothing where the model cannot be cut."""

@@ -364,6 +364,29 @@ def test_out_of_cells_preempts_and_fails_nobody() -> None:
     assert [bench.answer(i) for i in ids] == [answer_alone([n] * 5, 20) for n in range(4)]
 
 
+class CrampedRuntime(FakeRuntime):
+    """Promises more cells than it has."""
+
+    num_real_cells = 60
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        size = sum(len(chunk.tokens) for chunk in chunks)
+        if sum(map(len, self.cells)) + size > self.num_real_cells:
+            raise OutOfCellsError
+        return super().decode(chunks)
+
+
+def test_a_runtime_with_fewer_cells_than_it_says_serves_one_after_the_other() -> None:
+    bench = Bench(CrampedRuntime(num_cells=400))
+    ids = [bench.submit([n] * 30, 20) for n in range(4)]
+    too_large = bench.submit([9] * 100, 20)
+    last = bench.submit([10] * 30, 20)
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n] * 30, 20) for n in range(4)]
+    assert bench.ends[too_large] == Failed("the KV cache cannot hold this request")
+    assert bench.answer(last) == answer_alone([10] * 30, 20)
+
+
 def test_a_failed_decode_fails_its_own_batch_only() -> None:
     bench = Bench(FaultyRuntime({2: EngineError("code -3")}, num_slots=2))
     doomed = [bench.submit([n], 10) for n in range(2)]
