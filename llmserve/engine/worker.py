@@ -117,9 +117,18 @@ class Worker:
                 self._forget(request_id)
 
     def _accept(self, submit: Submit) -> None:
+        try:
+            sequence = self._new_sequence(submit)
+        except Exception:  # parameters that somebody above should have refused
+            log.exception("request %d cannot start", submit.id)
+            self._report(StepReport([(submit.id, Failed("the request has unusable parameters"))]))
+        else:
+            self._waiting.append(sequence)
+
+    def _new_sequence(self, submit: Submit) -> Sequence:
         info = self._runtime.info
         self._num_arrivals += 1
-        sequence = Sequence(
+        return Sequence(
             id=submit.id,
             arrival=self._num_arrivals,
             tokens=list(submit.tokens),
@@ -133,7 +142,6 @@ class Worker:
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
         )
-        self._waiting.append(sequence)
 
     def _forget(self, request_id: int) -> None:
         for sequence in [s for s in self._running if s.id == request_id]:

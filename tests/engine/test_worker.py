@@ -418,6 +418,16 @@ def test_nan_logits_fail_their_own_request_only() -> None:
     assert not any(bench.runtime.cells)
 
 
+def test_a_request_that_cannot_even_start_fails_alone() -> None:
+    """Whatever a caller let through: parameters that no sampler can be made of."""
+    bench = Bench(FakeRuntime())
+    good = bench.submit([1], 10)
+    bad = bench.submit([2], 10, seed=-1)
+    bench.run()
+    assert isinstance(bench.ends[bad], Failed)
+    assert bench.answer(good) == answer_alone([1], 10)
+
+
 # -- the end of the thread -----------------------------------------------------------------------
 
 
