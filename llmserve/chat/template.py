@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmserve.core import Message
@@ -32,6 +35,8 @@ class ChatTemplate:
         try:
             return self._template.render(
                 self._constants,
+                tools=None,
+                documents=None,
                 messages=[{"role": m.role, "content": m.content} for m in messages],
                 add_generation_prompt=True,
             )
@@ -42,10 +47,22 @@ class ChatTemplate:
             ) from error
 
 
+class _Generation(Extension):
+    """`{% generation %}`, which marks what to train on; here only its content counts."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment that Hugging Face's templates are written for."""
+    """What templates are written for: transformers' `chat_template_utils._compile_jinja_template`,
+    and the variables that `render_jinja_template` always passes.
+    """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
@@ -53,9 +70,21 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # jinja's own filter escapes for HTML, which models were not trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:
