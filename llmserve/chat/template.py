@@ -20,18 +20,28 @@ from llmserve.errors import InvalidRequestError
 
 
 class ChatTemplate:
-    """Messages -> the text that the model continues as the assistant."""
+    """Messages -> the text that the model continues as the assistant.
+
+    A source that is no template is no error here, because the model can still complete bare text:
+    it is in `fault`, and `render` refuses.
+    """
 
     def __init__(self, source: str, *, bos_text: str, eos_text: str) -> None:
-        """Raises `InvalidRequestError` if `source` is not a jinja template."""
+        self.fault: str | None = None
         self._constants = {"bos_token": bos_text, "eos_token": eos_text}
+        self._template = jinja2.Template("")
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise InvalidRequestError(f"the model's chat template is broken: {error}") from error
+        except Exception as error:  # jinja's own, or Python's for a source nested too deeply
+            self.fault = f"{error or type(error).__name__}"
 
     def render(self, messages: Sequence[Message]) -> str:
         """Raises `InvalidRequestError` with the template's own words if it refuses."""
+        if self.fault is not None:
+            raise InvalidRequestError(
+                f"the model's chat template is broken: {self.fault}; use mode completion",
+                param="mode",
+            )
         try:
             return self._template.render(
                 self._constants,
