@@ -75,8 +75,13 @@ def encode(
     bos = runtime.info.bos_text
     # Most templates write BOS themselves, and a second one degrades the answer.
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
-    tokens = runtime.tokenize(text, add_special=not has_bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
+    try:
+        tokens = runtime.tokenize(text, add_special=not has_bos)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{field} is no valid Unicode: it has half of a surrogate pair", param=field
+        ) from error
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
     context_length = runtime.limits.context_length

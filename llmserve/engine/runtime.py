@@ -62,7 +62,8 @@ class Runtime(Protocol):
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`; special tokens written in the text are recognised.
 
-        `add_special` puts the model's BOS in front where the model wants one.
+        `add_special` puts the model's BOS in front where the model wants one. Raises
+        `UnicodeEncodeError` for a lone surrogate.
         """
 
     def token_bytes(self, token: int) -> bytes:
