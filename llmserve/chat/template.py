@@ -29,15 +29,15 @@ class ChatTemplate:
     def __init__(self, source: str, *, bos_text: str, eos_text: str) -> None:
         self.fault: str | None = None
         self._constants = {"bos_token": bos_text, "eos_token": eos_text}
-        self._template = jinja2.Template("")
+        self._template: jinja2.Template | None = None
         try:
             self._template = _environment().from_string(source)
         except Exception as error:  # jinja's own, or Python's for a source nested too deeply
-            self.fault = f"{error or type(error).__name__}"
+            self.fault = str(error) or type(error).__name__
 
     def render(self, messages: Sequence[Message]) -> str:
         """Raises `InvalidRequestError` with the template's own words if it refuses."""
-        if self.fault is not None:
+        if self._template is None:
             raise InvalidRequestError(
                 f"the model's chat template is broken: {self.fault}; use mode completion",
                 param="mode",
