@@ -1,16 +1,23 @@
 """core.Request -> the text and the tokens that the model continues."""
 
+import logging
+
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine.runtime import ModelInfo, Runtime
 from llmserve.errors import InvalidRequestError, TooLargeError
 
+log = logging.getLogger(__name__)
+
 
 def load_template(info: ModelInfo) -> ChatTemplate | None:
-    """The model's chat template; None if it has none."""
+    """The model's chat template; None if it has none. A broken one refuses when it is used."""
     if not info.chat_template:
         return None
-    return ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
+    template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
+    if template.fault is not None:
+        log.warning("the chat template is broken, only completion works: %s", template.fault)
+    return template
 
 
 def resolve_mode(request: Request, default_mode: Mode | None, *, has_template: bool) -> Mode:
@@ -68,8 +75,13 @@ def encode(
     bos = runtime.info.bos_text
     # Most templates write BOS themselves, and a second one degrades the answer.
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
-    tokens = runtime.tokenize(text, add_special=not has_bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
+    try:
+        tokens = runtime.tokenize(text, add_special=not has_bos)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{field} is no valid Unicode: it has half of a surrogate pair", param=field
+        ) from error
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
     context_length = runtime.limits.context_length

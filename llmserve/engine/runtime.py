@@ -62,7 +62,8 @@ class Runtime(Protocol):
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`; special tokens written in the text are recognised.
 
-        `add_special` puts the model's BOS in front where the model wants one.
+        `add_special` puts the model's BOS in front where the model wants one. Raises
+        `UnicodeEncodeError` for a lone surrogate.
         """
 
     def token_bytes(self, token: int) -> bytes:
@@ -76,7 +77,10 @@ class Runtime(Protocol):
         """
 
     def trim(self, slot: int, num_tokens: int) -> None:
-        """Forget everything in `slot` from position `num_tokens` on."""
+        """Forget everything in `slot` from position `num_tokens` on.
+
+        Raises `EngineError` where the model cannot be cut there; 0 is always possible.
+        """
 
     def abort(self) -> None:
         """Make the running `decode` raise `AbortedError` soon, until `clear_abort`."""

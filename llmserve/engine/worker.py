@@ -56,6 +56,7 @@ class Worker:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []  # in the order of arrival
         self._num_arrivals = 0
+        self._is_cramped = False  # fewer cells than the books say: nobody enters for now
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -119,9 +120,18 @@ class Worker:
                 self._forget(request_id)
 
     def _accept(self, submit: Submit) -> None:
+        try:
+            sequence = self._new_sequence(submit)
+        except Exception:  # parameters that somebody above should have refused
+            log.exception("request %d cannot start", submit.id)
+            self._report(StepReport([(submit.id, Failed("the request has unusable parameters"))]))
+        else:
+            self._waiting.append(sequence)
+
+    def _new_sequence(self, submit: Submit) -> Sequence:
         info = self._runtime.info
         self._num_arrivals += 1
-        sequence = Sequence(
+        return Sequence(
             id=submit.id,
             arrival=self._num_arrivals,
             tokens=list(submit.tokens),
@@ -135,7 +145,6 @@ class Worker:
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
         )
-        self._waiting.append(sequence)
 
     def _forget(self, request_id: int) -> None:
         for sequence in [s for s in self._running if s.id == request_id]:
@@ -145,7 +154,8 @@ class Worker:
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        plan = plan_step(self._running, self._waiting, self._limits)
+        waiting = [] if self._is_cramped else self._waiting
+        plan = plan_step(self._running, waiting, self._limits)
         self._apply(plan)
         begin_s = time.monotonic()
         logits = self._decode(plan.work)
@@ -178,16 +188,21 @@ class Worker:
         largest = max(work, key=lambda w: w.num_tokens)
         if largest.num_tokens >= max(INTERRUPT_FROM, sum(w.num_tokens for w in work) // 2):
             self._prefilling = largest.sequence.id
+            # `cancel` first puts, then looks; here it is the other way round. So either it sees
+            # whom to abort, or its command is seen here. Anything else costs one more plan.
+            if not self._inbox.empty():
+                return None
         try:
             return self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:
             for sequence, _ in work:  # parts of the batch may have been written
-                self._runtime.trim(_slot(sequence), sequence.num_computed)
+                self._rewind(sequence)
         except OutOfCellsError:
             youngest = max(self._running, key=lambda s: s.arrival)
             if len(self._running) > 1:
                 log.warning("llama.cpp found no cells for the batch; preempting one sequence")
                 self._preempt(youngest)
+                self._is_cramped = True  # or it would enter again, and again find no cells
             else:
                 self._fail([youngest], "the KV cache cannot hold this request")
         except EngineError as error:
@@ -237,6 +252,16 @@ class Worker:
         self._free_slots.append(slot)
         sequence.slot = None
         sequence.num_computed = 0
+        self._is_cramped = False
+
+    def _rewind(self, sequence: Sequence) -> None:
+        """Make its cells hold what the books say, or nothing where the model cannot be cut."""
+        slot = _slot(sequence)
+        try:
+            self._runtime.trim(slot, sequence.num_computed)
+        except EngineError:  # a recurrent or sliding-window model
+            self._runtime.trim(slot, 0)
+            sequence.num_computed = 0
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue, at its place by arrival; all its tokens will be computed again."""

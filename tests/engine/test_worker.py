@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, SamplingParams
+from llmserve.engine import worker as worker_module
 from llmserve.engine.messages import Ended, Failed, Report, StepReport, StepStats, Stop, Submit
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.scheduler import Limits, Plan, plan_step
+from llmserve.engine.sequence import Sequence as EngineSequence
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
 from llmserve.testing import FakeRuntime, reference_greedy
@@ -283,6 +286,27 @@ def test_cancelling_twice_or_after_the_end_is_fine() -> None:
     assert bench.answer(second) == answer_alone([1], 3)
 
 
+def test_a_cancel_that_comes_while_the_step_is_planned_still_interrupts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the inbox was read, before the worker says whom it prefills: `abort` is not called."""
+    bench = Bench(FakeRuntime(num_cells=2000, max_batch=512))
+    request_id = bench.submit([1] * 1000, 10)
+
+    def plan_and_cancel(
+        running: Sequence[EngineSequence], waiting: Sequence[EngineSequence], limits: Limits
+    ) -> Plan:
+        bench.worker.cancel(request_id)
+        return plan_step(running, waiting, limits)
+
+    monkeypatch.setattr(worker_module, "plan_step", plan_and_cancel)
+    bench.step()
+    assert bench.runtime.batch_sizes == []
+    bench.step()
+    assert not bench.is_busy
+    assert not any(bench.runtime.cells)
+
+
 def test_a_cancel_aborts_only_the_step_that_prefills_it(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(FakeRuntime(num_cells=2000, max_batch=512))
     aborts: list[int] = []
@@ -314,11 +338,53 @@ def test_an_aborted_step_is_done_again(writes: bool) -> None:
     assert [bench.answer(i) for i in ids] == [answer_alone([n] * 20, 10) for n in range(3)]
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_runtime_that_cannot_cut_a_sequence_computes_it_again(
+    writes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As recurrent models: after an abort, a sequence that cannot be trimmed starts again."""
+    bench = Bench(FaultyRuntime({2: AbortedError(), 5: AbortedError()}, writes=writes))
+    trim = bench.runtime.trim
+
+    def trim_all_or_nothing(slot: int, num_tokens: int) -> None:
+        if num_tokens:
+            raise EngineError("cannot cut")
+        trim(slot, num_tokens)
+
+    monkeypatch.setattr(bench.runtime, "trim", trim_all_or_nothing)
+    ids = [bench.submit([n] * 20, 10) for n in range(3)]
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n] * 20, 10) for n in range(3)]
+
+
 def test_out_of_cells_preempts_and_fails_nobody() -> None:
     bench = Bench(FaultyRuntime({4: OutOfCellsError()}))
     ids = [bench.submit([n] * 5, 20) for n in range(4)]
     bench.run()
     assert [bench.answer(i) for i in ids] == [answer_alone([n] * 5, 20) for n in range(4)]
+
+
+class CrampedRuntime(FakeRuntime):
+    """Promises more cells than it has."""
+
+    num_real_cells = 60
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        size = sum(len(chunk.tokens) for chunk in chunks)
+        if sum(map(len, self.cells)) + size > self.num_real_cells:
+            raise OutOfCellsError
+        return super().decode(chunks)
+
+
+def test_a_runtime_with_fewer_cells_than_it_says_serves_one_after_the_other() -> None:
+    bench = Bench(CrampedRuntime(num_cells=400))
+    ids = [bench.submit([n] * 30, 20) for n in range(4)]
+    too_large = bench.submit([9] * 100, 20)
+    last = bench.submit([10] * 30, 20)
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n] * 30, 20) for n in range(4)]
+    assert bench.ends[too_large] == Failed("the KV cache cannot hold this request")
+    assert bench.answer(last) == answer_alone([10] * 30, 20)
 
 
 def test_a_failed_decode_fails_its_own_batch_only() -> None:
@@ -350,6 +416,16 @@ def test_nan_logits_fail_their_own_request_only() -> None:
     assert bench.answer(ids[0]) == answer_alone([12], 10)
     assert bench.answer(ids[2]) == answer_alone([14], 10)
     assert not any(bench.runtime.cells)
+
+
+def test_a_request_that_cannot_even_start_fails_alone() -> None:
+    """Whatever a caller let through: parameters that no sampler can be made of."""
+    bench = Bench(FakeRuntime())
+    good = bench.submit([1], 10)
+    bad = bench.submit([2], 10, seed=-1)
+    bench.run()
+    assert isinstance(bench.ends[bad], Failed)
+    assert bench.answer(good) == answer_alone([1], 10)
 
 
 # -- the end of the thread -----------------------------------------------------------------------

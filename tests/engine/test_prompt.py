@@ -1,0 +1,183 @@
+"""From a request to tokens: modes, the template, BOS, and refusals."""
+
+import logging
+
+import pytest
+
+from llmserve.chat.template import ChatTemplate
+from llmserve.core import Message, Mode, Request
+from llmserve.engine import prompt
+from llmserve.engine.runtime import ModelInfo
+from llmserve.errors import InvalidRequestError, TooLargeError
+from llmserve.testing import TEMPLATE, FakeRuntime
+
+MESSAGES = (Message("system", "S"), Message("user", "U"))
+
+
+class BosRuntime(FakeRuntime):
+    """A model whose tokenizer puts BOS (token 1, written <s>) in front where it is asked to."""
+
+    def __init__(self, chat_template: str | None = "<s>" + TEMPLATE) -> None:
+        super().__init__(chat_template=chat_template)
+        self.info = ModelInfo(
+            description="fake",
+            vocab_size=257,
+            eog_tokens=frozenset([256]),
+            bos_text="<s>",
+            eos_text="",
+            chat_template=chat_template,
+        )
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        ids = list(text.replace("<s>", "\x01").encode())
+        return [1, *ids] if add_special else ids
+
+
+def encode(
+    request: Request, runtime: FakeRuntime | None = None, default_mode: Mode | None = None
+) -> list[int]:
+    runtime = runtime or FakeRuntime()
+    return prompt.encode(request, runtime, prompt.load_template(runtime.info), default_mode)
+
+
+# -- modes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "default_mode", "has_template", "expected"),
+    [
+        (Request(prompt="x"), None, True, Mode.INSTRUCT),
+        (Request(prompt="x"), None, False, Mode.COMPLETION),
+        (Request(prompt="x"), Mode.COMPLETION, True, Mode.COMPLETION),
+        (Request(prompt="x"), Mode.INSTRUCT, True, Mode.INSTRUCT),
+        (Request(prompt="x"), Mode.CHAT, True, Mode.INSTRUCT),
+        (Request(prompt="x"), Mode.CHAT, False, Mode.COMPLETION),
+        (Request(prompt="x", mode=Mode.COMPLETION), Mode.INSTRUCT, True, Mode.COMPLETION),
+        (Request(prompt="x", mode=Mode.INSTRUCT), Mode.COMPLETION, True, Mode.INSTRUCT),
+        (Request(prompt="x", system="s"), None, True, Mode.INSTRUCT),
+        (Request(messages=MESSAGES), None, True, Mode.CHAT),
+        (Request(messages=MESSAGES), Mode.COMPLETION, True, Mode.CHAT),
+        (Request(messages=MESSAGES, mode=Mode.CHAT), None, True, Mode.CHAT),
+    ],
+)
+def test_the_mode(
+    request_: Request, default_mode: Mode | None, has_template: bool, expected: Mode
+) -> None:
+    assert prompt.resolve_mode(request_, default_mode, has_template=has_template) is expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "default_mode", "has_template", "param", "words"),
+    [
+        (Request(prompt="x", mode=Mode.CHAT), None, True, "mode", "needs messages"),
+        (Request(messages=MESSAGES, mode=Mode.INSTRUCT), None, True, "mode", "needs prompt"),
+        (Request(messages=MESSAGES, mode=Mode.COMPLETION), None, True, "mode", "needs prompt"),
+        (Request(messages=MESSAGES, system="s"), None, True, "system", "mode is chat"),
+        (
+            Request(prompt="x", mode=Mode.COMPLETION, system="s"),
+            None,
+            True,
+            "system",
+            "mode is completion",
+        ),
+        (Request(prompt="x", system="s"), Mode.COMPLETION, True, "system", "mode instruct only"),
+        (Request(prompt="x", system="s"), None, False, "system", "mode is completion"),
+        (Request(messages=MESSAGES), None, False, "mode", "use mode completion"),
+        (Request(prompt="x", mode=Mode.INSTRUCT), None, False, "mode", "no chat template"),
+        (Request(prompt="x"), Mode.INSTRUCT, False, "mode", "no chat template"),
+    ],
+)
+def test_a_mode_that_does_not_go_with_the_input(
+    request_: Request, default_mode: Mode | None, has_template: bool, param: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        prompt.resolve_mode(request_, default_mode, has_template=has_template)
+    assert caught.value.param == param
+
+
+# -- the text -----------------------------------------------------------------------------------
+
+
+def test_the_text_of_each_mode() -> None:
+    template = ChatTemplate(TEMPLATE, bos_text="", eos_text="")
+    bare = Request(prompt="Hi")
+    with_system = Request(prompt="Hi", system="S")
+    chat = Request(messages=MESSAGES)
+    assert prompt.build_text(bare, Mode.COMPLETION, None) == "Hi"
+    assert prompt.build_text(bare, Mode.INSTRUCT, template) == "<user>Hi\n<assistant>"
+    text = "<system>S\n<user>Hi\n<assistant>"
+    assert prompt.build_text(with_system, Mode.INSTRUCT, template) == text
+    assert prompt.build_text(chat, Mode.CHAT, template) == "<system>S\n<user>U\n<assistant>"
+
+
+def test_bos_comes_once() -> None:
+    """From the tokenizer for bare text, from the template where it writes one, never from both."""
+    completion = Request(prompt="x", mode=Mode.COMPLETION)
+    assert encode(completion, BosRuntime()) == [1, *b"x"]
+    assert encode(Request(prompt="x"), BosRuntime()) == [1, *b"<user>x\n<assistant>"]
+    without = BosRuntime(chat_template=TEMPLATE)
+    assert encode(Request(prompt="x"), without) == [1, *b"<user>x\n<assistant>"]
+
+
+def test_a_bos_that_the_user_writes_is_theirs() -> None:
+    completion = Request(prompt="<s>x", mode=Mode.COMPLETION)
+    assert encode(completion, BosRuntime()) == [1, 1, *b"x"]
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def test_an_empty_prompt() -> None:
+    with pytest.raises(InvalidRequestError, match="prompt is empty") as caught:
+        encode(Request(prompt="", mode=Mode.COMPLETION))
+    assert caught.value.param == "prompt"
+    # With a BOS the model has something to continue.
+    assert encode(Request(prompt="", mode=Mode.COMPLETION), BosRuntime()) == [1]
+
+
+def test_a_prompt_that_leaves_no_room() -> None:
+    runtime = FakeRuntime(num_cells=100, context_length=50)
+    assert len(encode(Request(prompt="x" * 49, mode=Mode.COMPLETION), runtime)) == 49
+    with pytest.raises(TooLargeError, match=r"prompt has 50 tokens; .* holds 50") as caught:
+        encode(Request(prompt="x" * 50, mode=Mode.COMPLETION), runtime)
+    assert caught.value.param == "prompt"
+    with pytest.raises(TooLargeError, match="messages has") as caught:
+        encode(Request(messages=(Message("user", "x" * 50),)), runtime)
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (Request(prompt="a\ud800", mode=Mode.COMPLETION), "prompt"),
+        (Request(prompt="\udcff"), "prompt"),
+        (Request(prompt="x", system="\udcff"), "prompt"),
+        (Request(messages=(Message("user", "\udfff"),)), "messages"),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(request_: Request, param: str) -> None:
+    """A shell's argument with broken bytes, or a careless JSON escape, can hold one."""
+    with pytest.raises(InvalidRequestError, match="no valid Unicode") as caught:
+        encode(request_)
+    assert caught.value.param == param
+
+
+# -- a template that is broken ------------------------------------------------------------------
+
+
+def test_a_model_without_a_template() -> None:
+    assert prompt.load_template(FakeRuntime(chat_template=None).info) is None
+    assert prompt.load_template(FakeRuntime(chat_template="").info) is None
+
+
+def test_a_broken_template_leaves_completion(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = FakeRuntime(chat_template="{% if %}")
+    with caplog.at_level(logging.WARNING):
+        template = prompt.load_template(runtime.info)
+    assert "chat template is broken" in caplog.text
+    completion = Request(prompt="x", mode=Mode.COMPLETION)
+    assert prompt.encode(completion, runtime, template, None) == [*b"x"]
+    # Not quietly completed: the model was made for instructions.
+    for request in (Request(prompt="x"), Request(messages=MESSAGES)):
+        with pytest.raises(InvalidRequestError, match="use mode completion"):
+            prompt.encode(request, runtime, template, None)
