@@ -2,31 +2,22 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
-import httpx2
 import pytest
 from filelock import FileLock
 
 from llmserve.errors import HubError, HubUnreachableError, ModelFileError
 from llmserve.registry import cache
-from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import read_model
-from llmserve.registry.guard import is_allowed
 from llmserve.registry.hub import Hub
 from llmserve.registry.progress import Silent
 from llmserve.registry.refs import HubRef
-from llmserve.registry.sources import Fetched, fetch, locate, obtain
-from tests.hub import COMMIT, HubServer, serve_hub
-from tests.tiny_models import write_llama
+from llmserve.registry.sources import fetch
+from tests.hub import COMMIT, HubServer
+from tests.registry.conftest import FILE, REPO, Fetch
 
-REPO = "owner/tiny-GGUF"
-FILE = "Tiny-Q4_K_M.gguf"
 REF = HubRef(REPO)
-
-Fetch = Callable[[HubRef], Fetched]
 
 
 class Notes(Silent):
@@ -35,34 +26,6 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.texts.append(text)
-
-
-@pytest.fixture(scope="module")
-def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_llama(tmp_path_factory.mktemp("model") / "tiny.gguf").read_bytes()
-
-
-@pytest.fixture
-def server(model_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
-    with serve_hub() as hub:
-        hub.repos[REPO] = {FILE: model_bytes, "README.md": b"# Tiny"}
-        yield hub
-
-
-@pytest.fixture
-def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "hub"
-    monkeypatch.setattr("llmserve.registry.cache.default_cache_dir", lambda: path)
-    monkeypatch.setattr("llmserve.registry.hub.default_cache_dir", lambda: path)
-    return path
-
-
-@pytest.fixture
-def fetch_it(server: HubServer, cache_dir: Path) -> Fetch:
-    return lambda ref: fetch(ref, hub=Hub(endpoint=server.url))
 
 
 def partials(cache_dir: Path) -> list[Path]:
@@ -313,97 +276,3 @@ class TestNetwork:
         server.redirects[FILE] = f"{server.url}/{REPO}/resolve/main/elsewhere.gguf"
         server.repos[REPO]["elsewhere.gguf"] = model_bytes
         assert fetch_it(HubRef(REPO, file=FILE)).path.read_bytes() == model_bytes
-
-    @pytest.mark.parametrize(
-        ("url", "allowed"),
-        [
-            ("https://hub.example/x", True),
-            ("https://hub.example:8443/x", False),
-            ("http://hub.example/x", False),
-            ("https://huggingface.co/x", True),
-            ("https://cdn-lfs-us-1.hf.co/x", True),
-            ("https://cas-bridge.xethub.hf.co/x", True),
-            ("http://huggingface.co/x", False),
-            ("https://huggingface.co:22/x", False),
-            ("https://evilhf.co/x", False),
-            ("https://hf.co.evil.example/x", False),
-            ("http://169.254.169.254/x", False),
-            ("http://[fe80::1]/x", False),
-            ("file:///etc/passwd", False),
-        ],
-    )
-    def test_which_hosts(self, url: str, allowed: bool) -> None:
-        assert is_allowed(httpx2.URL(url), httpx2.URL("https://hub.example")) is allowed
-
-
-class TestLocate:
-    spec = ModelSpec(name="tiny", hf=REPO)
-
-    def test_not_on_disk_is_answered_with_the_command(self, cache_dir: Path) -> None:
-        with pytest.raises(ModelFileError) as caught:
-            locate(self.spec)
-        assert caught.value.message.endswith("is not on disk; run: scripts/download-model tiny")
-
-    def test_finds_what_was_fetched(self, fetch_it: Fetch) -> None:
-        path = fetch_it(REF).path
-        assert locate(self.spec) == path
-
-    def test_asks_nobody(self, fetch_it: Fetch, server: HubServer) -> None:
-        fetch_it(REF)
-        server.seen.clear()
-        locate(self.spec)
-        assert not server.seen
-
-    def test_each_quantization_by_its_own_name(
-        self, fetch_it: Fetch, server: HubServer, model_bytes: bytes
-    ) -> None:
-        server.repos[REPO]["tiny.q8_0.gguf"] = model_bytes + b"8"
-        for quant in ("Q8_0", "q4_k_m"):
-            path = fetch_it(HubRef(REPO, quant=quant)).path
-            assert locate(ModelSpec(name="x", hf=f"{REPO}:{quant}")) == path
-
-    def test_a_model_whose_parts_are_not_all_there(
-        self, fetch_it: Fetch, server: HubServer, model_bytes: bytes
-    ) -> None:
-        names = [f"T-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
-        server.repos[REPO] = {name: model_bytes + name.encode() for name in names}
-        _, second = fetch_it(REF).files
-        second.unlink()
-        with pytest.raises(ModelFileError, match="not on disk"):
-            locate(self.spec)
-
-    def test_a_file_of_an_older_commit_stays_findable(
-        self, fetch_it: Fetch, cache_dir: Path
-    ) -> None:
-        path = fetch_it(REF).path
-        repo_dir = cache_dir / "models--owner--tiny-GGUF"
-        newer = repo_dir / "snapshots" / ("f" * 40)
-        newer.mkdir()
-        (newer / "Tiny-Q8_0.gguf").write_bytes(b"x")
-        (repo_dir / "refs" / "main").write_text("f" * 40)
-        assert locate(ModelSpec(name="x", hf=f"{REPO}:Q4_K_M")) == path
-        pinned = ModelSpec(name="x", hf=f"{REPO}:Q4_K_M", revision="main")
-        with pytest.raises(ModelFileError, match="not on disk"):
-            locate(pinned)
-
-    def test_a_blob_that_was_deleted(self, fetch_it: Fetch) -> None:
-        fetch_it(REF).path.resolve().unlink()
-        with pytest.raises(ModelFileError, match="not on disk"):
-            locate(self.spec)
-
-
-class TestObtain:
-    spec = ModelSpec(name="tiny", hf=REPO)
-
-    def test_never_downloads_unless_allowed(self, cache_dir: Path) -> None:
-        with pytest.raises(ModelFileError, match="run: scripts/download-model tiny"):
-            obtain(self.spec, auto_download=False)
-
-    def test_downloads_when_allowed(
-        self, server: HubServer, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("llmserve.registry.hub.Hub", partial(Hub, endpoint=server.url))
-        assert obtain(self.spec, auto_download=True).is_file()
-        server.seen.clear()
-        obtain(self.spec, auto_download=True)
-        assert not server.seen
