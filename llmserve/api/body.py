@@ -1,7 +1,6 @@
 """Request bytes -> a wire Struct: the one place that reads bodies and knows msgspec's errors."""
 
 import difflib
-import functools
 import re
 from typing import Any, TypeVar
 
@@ -116,10 +115,14 @@ def _clipped(text: str) -> str:
 Schema = dict[str, Any]
 
 
-@functools.cache  # takes milliseconds
-def _definitions(wire_type: type[object]) -> Schema:
-    (_, definitions) = msgspec.json.schema_components([wire_type], ref_template="{name}")
-    return definitions
+_known_definitions: dict[type, Schema] = {}  # making one takes milliseconds
+
+
+def _definitions(wire_type: type[Any]) -> Schema:
+    if wire_type not in _known_definitions:
+        (_, definitions) = msgspec.json.schema_components([wire_type], ref_template="{name}")
+        _known_definitions[wire_type] = definitions
+    return _known_definitions[wire_type]
 
 
 def _schema_at(path: str, wire_type: type[Any]) -> Schema:
