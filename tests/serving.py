@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import httpx2
 import msgspec
 
+import llmserve
 from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import StepStats
@@ -273,6 +274,12 @@ def _run(server: Server, service: FakeService) -> None:
     asyncio.run(main())
 
 
+def command_environment() -> dict[str, str]:
+    """For `python -m llmserve` from any directory, without what the caller has set for it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMSERVE")}
+    return environment | {"PYTHONPATH": str(Path(llmserve.__file__).parents[1])}
+
+
 # -- the whole process ---------------------------------------------------------------------------
 
 
@@ -285,7 +292,7 @@ class ServerProcess:
             [sys.executable, "-m", "llmserve", "serve", "--port=0", f"--config={config}", *flags],
             stderr=subprocess.PIPE,
             text=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("LLMSERVE")},
+            env=command_environment(),
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from llmserve.core import Delta, Mode, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.registry.config import Config, ModelSpec
 from llmserve.registry.sizes import human
-from llmserve.registry.sources import locate_all
+from llmserve.registry.sources import locate, locate_all
 
 
 class _Commands(click.Group):
@@ -75,6 +76,9 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     _log_to_stderr(log_level)
     config = load(config_path)
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
+    for spec in config.models:
+        if not spec.hub:
+            locate(spec)  # a missing file is told now, not to the first request
     server = msgspec.structs.replace(config.server, **given)
     run_server(build_gateway(msgspec.structs.replace(config, server=server)))
 
@@ -98,7 +102,7 @@ def models(config_path: Path | None) -> None:
 @click.argument("name")
 @click.argument("prompt", required=False)
 @config_option
-@click.option("--mode", type=click.Choice([Mode.COMPLETION, Mode.INSTRUCT]))
+@click.option("--mode", type=click.Choice([Mode.COMPLETION.value, Mode.INSTRUCT.value]))
 @click.option("--system", help="System message, with mode instruct.")
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Default: until the model stops.")
@@ -121,18 +125,20 @@ def run(
       llmserve run smollm2 --mode completion --max-tokens 40 "Once upon a time"
       llmserve run smollm2 --temperature 0 < question.txt
     """
-    _log_to_stderr("error")
+    _log_to_stderr("critical")  # what goes wrong is raised, and told once
+    if not 0 <= temperature <= 2:  # NaN is in every FloatRange
+        raise click.BadParameter(f"{temperature} is not in the range 0<=x<=2.")
+    config = load(config_path)
     request = Request(
         model=name,
-        prompt=sys.stdin.read() if prompt is None else prompt,
+        prompt=_text(sys.stdin.buffer.read() if prompt is None else prompt, "the prompt"),
         mode=Mode(mode) if mode else None,
-        system=system,
+        system=None if system is None else _text(system, "the system message"),
         sampling=SamplingParams(temperature=temperature),
         max_tokens=max_tokens,
         seed=seed,
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_print_answer(load(config_path), request))
+    asyncio.run(_print_answer(config, request))
 
 
 async def _print_answer(config: Config, request: Request) -> None:
@@ -147,6 +153,15 @@ async def _print_answer(config: Config, request: Request) -> None:
         click.echo()
     finally:
         await gateway.close()
+
+
+def _text(given: str | bytes, what: str) -> str:
+    """`given`, which must be UTF-8: Python smuggles other bytes of argv in as surrogates."""
+    try:
+        data = given if isinstance(given, bytes) else os.fsencode(given)
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{what} is not UTF-8: {error.reason}") from error
 
 
 def _size_on_disk(spec: ModelSpec) -> str:

@@ -15,6 +15,7 @@ config_option = click.option(
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="LLMSERVE_CONFIG",
+    show_envvar=True,
     help="models.toml to use. Default: ./models.toml, else the one that came with llmserve.",
 )
 
