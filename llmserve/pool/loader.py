@@ -2,12 +2,12 @@
 
 import asyncio
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import StepStats
+from llmserve.engine.thread import ModelThread
 from llmserve.metrics import Metrics
 from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import Placement, place
@@ -36,14 +36,12 @@ class EngineLoader:
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         """Raises `ModelFileError` or `EngineError`."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix=f"worker-{spec.name}")
-        loading = asyncio.get_running_loop().run_in_executor(
-            thread, _load_runtime, spec, placement, progress
-        )
+        thread = ModelThread(f"worker-{spec.name}")
         try:
-            runtime = await loading
+            loading = thread.submit(_load_runtime, spec, placement, progress)
+            runtime = await asyncio.wrap_future(loading)
         except BaseException:
-            thread.shutdown(wait=False)
+            thread.shutdown()
             raise
 
         def on_step(stats: StepStats) -> None:

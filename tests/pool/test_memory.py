@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.errors import ModelFileError
@@ -348,8 +348,8 @@ def test_the_largest_context_is_the_largest_that_fits(
     cells = largest_context(model, budget_bytes, max_cells=max_cells)
     needed = estimate(model, num_cells=cells or 256).total_bytes
     assert (needed <= budget_bytes) == (cells is not None)
-    assume(cells is not None)
-    assert cells is not None
+    if cells is None:
+        return
     assert cells % 256 == 0
     assert cells <= max_cells
     if cells + 256 <= max_cells:

@@ -36,7 +36,9 @@ def test_with_less_it_is_the_largest_that_fits(model: ModelFiles, share: float) 
     assert placement.size_bytes <= budget
     assert MIN_CONTEXT_LENGTH <= placement.context_length <= most.context_length
     if placement.context_length < most.context_length:
-        longer = make_spec("a", context_length=placement.context_length + 256)
+        longer = make_spec(
+            "a", context_length=placement.context_length + 256, max_concurrency=MAX_SEQUENCES
+        )
         assert place(longer, model, budget, frozenset()).size_bytes > budget
 
 
