@@ -81,13 +81,17 @@ class LlamaRuntime:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
-        tokens = (lib.llama_token * (len(data) + 2))()  # never more than a token a byte, and BOS
-        count = lib.llama_tokenize(
-            self._vocab, data, len(data), tokens, len(tokens), add_special, True
-        )
-        if count < 0:
-            raise EngineError(f"llama_tokenize wants {-count} tokens for {len(data)} bytes")
-        return list(tokens[:count])
+        room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
+        while True:
+            tokens = (lib.llama_token * room)()
+            count = lib.llama_tokenize(
+                self._vocab, data, len(data), tokens, room, add_special, True
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            if -count <= room:
+                raise EngineError(f"llama_tokenize failed on {len(data)} bytes")
+            room = -count
 
     def token_bytes(self, token: int) -> bytes:
         piece = self._pieces.get(token)
