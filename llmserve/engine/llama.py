@@ -70,7 +70,11 @@ class LlamaRuntime:
         )
         self._batch = _Batch(self.limits.max_batch)
         self._pieces: dict[int, bytes] = {}
-        self._warm_up()
+        try:
+            self._warm_up()
+        except EngineError:
+            self.close()
+            raise
 
     def _warm_up(self) -> None:
         """Read every weight once, so that the first request does not wait for the disk."""
