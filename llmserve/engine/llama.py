@@ -191,13 +191,13 @@ def _initialize() -> None:
 
 
 _LOG_LEVELS = {3: logging.WARNING, 4: logging.ERROR}  # ggml's; what it calls info is for debugging
-_last_errors: list[str] = []
+_last_errors: list[str] = []  # the first ones since the last load began
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes, _user_data: object) -> None:
     message = text.decode(errors="replace").rstrip()
-    if level == 4:
+    if level == 4 and len(_last_errors) < 3:
         _last_errors.append(message)
     if message.strip(". "):
         log.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
@@ -242,7 +242,7 @@ def _libc_strlen() -> "ctypes._FuncPointer":
 
 
 def _reason() -> str:
-    return "; ".join(_last_errors[:3]) or "no reason given"
+    return "; ".join(_last_errors) or "no reason given"
 
 
 def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:
