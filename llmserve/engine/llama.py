@@ -76,7 +76,11 @@ class LlamaRuntime:
         )
         self._batch = _Batch(self.limits.max_batch)
         self._pieces: dict[int, bytes] = {}
-        self._warm_up()
+        try:
+            self._warm_up()
+        except EngineError:
+            self.close()
+            raise
 
     def _warm_up(self) -> None:
         """Read every weight once, so that the first request does not wait for the disk."""
@@ -87,13 +91,17 @@ class LlamaRuntime:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
-        tokens = (lib.llama_token * (len(data) + 2))()  # never more than a token a byte, and BOS
-        count = lib.llama_tokenize(
-            self._vocab, data, len(data), tokens, len(tokens), add_special, True
-        )
-        if count < 0:
-            raise EngineError(f"llama_tokenize wants {-count} tokens for {len(data)} bytes")
-        return list(tokens[:count])
+        room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
+        while True:
+            tokens = (lib.llama_token * room)()
+            count = lib.llama_tokenize(
+                self._vocab, data, len(data), tokens, room, add_special, True
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            if -count <= room:
+                raise EngineError(f"llama_tokenize failed on {len(data)} bytes")
+            room = -count
 
     def token_bytes(self, token: int) -> bytes:
         piece = self._pieces.get(token)
@@ -189,13 +197,13 @@ def _initialize() -> None:
 
 
 _LOG_LEVELS = {3: logging.WARNING, 4: logging.ERROR}  # ggml's; what it calls info is for debugging
-_last_errors: list[str] = []
+_last_errors: list[str] = []  # the first ones since the last load began
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes, _user_data: object) -> None:
     message = text.decode(errors="replace").rstrip()
-    if level == 4:
+    if level == 4 and len(_last_errors) < 3:
         _last_errors.append(message)
     if message.strip(". "):
         log.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
@@ -253,7 +261,7 @@ def _libc_strlen() -> "ctypes._FuncPointer":
 
 
 def _reason() -> str:
-    return "; ".join(_last_errors[:3]) or "no reason given"
+    return "; ".join(_last_errors) or "no reason given"
 
 
 def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:
