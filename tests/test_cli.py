@@ -109,11 +109,7 @@ def test_without_a_config_here_there_is_a_default(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (MISSING + "alias = ['b']", ["models.lost", "'alias'", "did you mean aliases?"]),
-        pytest.param(
-            MISSING + "path = 'x'",
-            ["models.lost", "package and path"],
-            marks=pytest.mark.xfail(reason="registry/config refuses every path: str is no Path"),
-        ),
+        (MISSING + "path = 'x'", ["models.lost", "package and path"]),
         ("[models.a]", ["models.a", "no source"]),
         ("[server]\nport = 99999\n" + MISSING, ["server.port", "65535"]),
         ("[server", ["not valid TOML"]),
@@ -161,7 +157,6 @@ def test_a_wrong_flag_is_refused(place: Path, args: tuple[str, ...]) -> None:
     refusal(llmserve(*args, cwd=place), 2)
 
 
-@pytest.mark.xfail(reason="registry/config refuses every path: str is no Path")
 def test_a_path_is_a_source(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text('[models.local]\npath = "weights/mine.gguf"\n')
     line = refusal(llmserve("serve", "--port=0", cwd=tmp_path), 1)
