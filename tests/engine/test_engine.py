@@ -272,6 +272,16 @@ def test_end_of_generation_and_ignoring_it() -> None:
     run(main)
 
 
+def test_a_model_with_a_broken_template_still_completes() -> None:
+    async def main() -> None:
+        async with engine_on(FakeRuntime(chat_template="{% if %}")) as engine:
+            assert await answer(engine, completion("abc", 5)) == answer_alone(b"abc", 5)
+            with pytest.raises(InvalidRequestError, match="use mode completion"):
+                await answer(engine, Request(prompt="abc"))
+
+    run(main)
+
+
 # -- usage, timings, seeds -----------------------------------------------------------------------
 
 
