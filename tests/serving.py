@@ -26,7 +26,8 @@ from llmserve.engine.messages import StepStats
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
 from llmserve.pool.placement import Placement
-from llmserve.pool.pool import Pool, Progress, State
+from llmserve.pool.pool import Pool, State
+from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.testing import FakeRuntime
 
@@ -119,7 +120,7 @@ class FakeService:
         )
         self.gateway = Gateway(self.config, pool, self.metrics)
 
-    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
+    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:

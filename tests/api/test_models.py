@@ -72,6 +72,7 @@ def test_a_busy_model_is_not_unloaded() -> None:
 def test_a_load_under_way_is_shown_and_a_failed_one_says_why() -> None:
     with fake_service(loaded=False, load_error=ModelFileError("the file is broken")) as service:
         assert status(service, "fake")["state"] == "loading"
+        wait_until(lambda: status(service, "fake")["doing"] == "loading")
         assert status(service, "fake")["progress"] == 0
         service.load_gate.set()
         wait_until(lambda: status(service, "fake")["state"] == "failed")
