@@ -141,7 +141,6 @@ class LlamaRuntime:
         self._closed = True
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
-        _trim_heap()
 
 
 class _Batch:
@@ -183,16 +182,6 @@ class _Batch:
 
 def _pointer(array: NDArray[Any], item: type[Any]) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(item))
-
-
-def _trim_heap() -> None:
-    """Have glibc give back what was freed: it would keep 15 to 20 MB of a 310 MB model.
-
-    Takes 2 to 6 ms. Other C libraries give back by themselves, or have no such function.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 def default_num_threads() -> int:

@@ -113,12 +113,13 @@ class Pool:
         *,
         budget_bytes: Callable[[int], int],
         load_wait_s: float,
-        first_line_s: float = FIRST_LINE_S,
+        give_back: Callable[[], None] = lambda: None,
     ) -> None:
+        """`give_back` is called when an engine was closed and forgotten."""
         self._loader = loader
         self._budget_bytes = budget_bytes
         self._load_wait_s = load_wait_s
-        self._first_line_s = first_line_s
+        self._give_back = give_back
         self._models: dict[ModelSpec, Model] = {}
         self._queue: deque[_Waiting] = deque()  # loads that wait for memory, in order
         self._changed = asyncio.Event()  # set, and replaced, whenever something changed
@@ -239,7 +240,7 @@ class Pool:
         spec = model.spec
         begin_s = time.monotonic()
         try:
-            with told(spec.name, model.progress, self._first_line_s):
+            with told(spec.name, model.progress, FIRST_LINE_S):
                 model.engine = await self._make_engine(model)
         except _AbandonedError:
             model.state = State.COLD
@@ -285,6 +286,7 @@ class Pool:
         await model.engine.close()
         log.info("unloaded %s", model.spec.name)
         model.engine = None
+        self._give_back()
         model.state = State.COLD
         model.is_admitted = False
         model.task = None
