@@ -287,13 +287,13 @@ def command_environment() -> dict[str, str]:
 class ServerProcess:
     """`python -m llmserve serve` with a config file, on a free port."""
 
-    def __init__(self, config: Path, *flags: str) -> None:
+    def __init__(self, config: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
         self.log: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llmserve", "serve", "--port=0", f"--config={config}", *flags],
             stderr=subprocess.PIPE,
             text=True,
-            env=command_environment(),
+            env={**command_environment(), **(env or {})},
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -326,6 +326,20 @@ class ServerProcess:
         with self.client() as client:
             wait_until(lambda: client.get("/ready").status_code == 200, "the model to be ready")
 
+    def wait_log(self, words: str) -> None:
+        wait_until(lambda: any(words in line for line in self.log), f"{words!r} in the log")
+
+    def post(self, route: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        with self.client() as client:
+            return client.post(route, json=body)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What GET /models says about `name`."""
+        with self.client() as client:
+            models = client.get("/models").json()["models"]
+        (found,) = [model for model in models if model["name"] == name]
+        return dict(found)
+
     def metric(self, name: str, **labels: str) -> float:
         with self.client() as client:
             return metric(client.get("/metrics").text, name, **labels)
@@ -346,9 +360,11 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server_process(config: Path, *flags: str) -> Iterator[ServerProcess]:
+def server_process(
+    config: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """A server whose model is ready; killed at the end, if it still runs."""
-    process = ServerProcess(config, *flags)
+    process = ServerProcess(config, *flags, env=env)
     try:
         process.wait_ready()
         yield process
