@@ -17,7 +17,7 @@
         └── HubError              -   the hub cannot give it to us
             └── HubUnreachableError   offline, or no connection: what is on disk still works
 
-Foreign exceptions are translated in one place per library: msgspec in `api/validation.py`,
+Foreign exceptions are translated in one place per library: msgspec in `api/body.py`,
 llama.cpp's return codes in `engine/llama.py`, jinja in `chat/template.py`, huggingface_hub and
 the disk it writes to in `registry/hub.py`.
 """

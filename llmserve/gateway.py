@@ -9,12 +9,19 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from llmserve.core import EventStream, Request
-from llmserve.errors import ModelLoadingError, ModelNotFoundError, ShuttingDownError
+from llmserve.errors import (
+    ConfigError,
+    ModelFileError,
+    ModelLoadingError,
+    ModelNotFoundError,
+    ShuttingDownError,
+)
 from llmserve.metrics import Metrics, RequestMeter
-from llmserve.pool.budget import MemoryBudget
+from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.pool import Model, Pool, State
 from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
+from llmserve.registry.sources import check_files
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +67,7 @@ class Gateway:
         Models that were removed or changed finish their requests first. `[server]` stays.
         """
         old = self.config
-        new = await asyncio.to_thread(load_config, old.path)
+        new = await asyncio.to_thread(_load_anew, old)
         self.config = msgspec.structs.replace(new, server=old.server)
         self.pool.retain(new.models)
         change = compare(old, new)
@@ -127,6 +134,16 @@ class Gateway:
             raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
+def _load_anew(old: Config) -> Config:
+    """The config as it is now. Raises `ConfigError`, also for a new model without its file."""
+    new = load_config(old.path)
+    try:
+        check_files(spec for spec in new.models if spec not in old.models)
+    except ModelFileError as error:
+        raise ConfigError(f"{new.path}: {error.message}") from error
+    return new
+
+
 def build_gateway(config: Config) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet."""
     metrics = Metrics()
@@ -134,5 +151,6 @@ def build_gateway(config: Config) -> Gateway:
         EngineLoader(metrics, auto_download=config.server.auto_download),
         budget_bytes=MemoryBudget(config.server.memory_budget),
         load_wait_s=config.server.load_wait_s,
+        give_back=give_back,
     )
     return Gateway(config, pool, metrics)

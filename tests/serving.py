@@ -26,7 +26,8 @@ from llmserve.engine.messages import StepStats
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
 from llmserve.pool.placement import Placement
-from llmserve.pool.pool import Pool, Progress, State
+from llmserve.pool.pool import Pool, State
+from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.testing import FakeRuntime
 
@@ -119,7 +120,7 @@ class FakeService:
         )
         self.gateway = Gateway(self.config, pool, self.metrics)
 
-    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
+    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
@@ -286,13 +287,13 @@ def command_environment() -> dict[str, str]:
 class ServerProcess:
     """`python -m llmserve serve` with a config file, on a free port."""
 
-    def __init__(self, config: Path, *flags: str) -> None:
+    def __init__(self, config: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
         self.log: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llmserve", "serve", "--port=0", f"--config={config}", *flags],
             stderr=subprocess.PIPE,
             text=True,
-            env=command_environment(),
+            env={**command_environment(), **(env or {})},
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -325,6 +326,20 @@ class ServerProcess:
         with self.client() as client:
             wait_until(lambda: client.get("/ready").status_code == 200, "the model to be ready")
 
+    def wait_log(self, words: str) -> None:
+        wait_until(lambda: any(words in line for line in self.log), f"{words!r} in the log")
+
+    def post(self, route: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        with self.client() as client:
+            return client.post(route, json=body)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What GET /models says about `name`."""
+        with self.client() as client:
+            models = client.get("/models").json()["models"]
+        (found,) = [model for model in models if model["name"] == name]
+        return dict(found)
+
     def metric(self, name: str, **labels: str) -> float:
         with self.client() as client:
             return metric(client.get("/metrics").text, name, **labels)
@@ -345,9 +360,11 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server_process(config: Path, *flags: str) -> Iterator[ServerProcess]:
+def server_process(
+    config: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """A server whose model is ready; killed at the end, if it still runs."""
-    process = ServerProcess(config, *flags)
+    process = ServerProcess(config, *flags, env=env)
     try:
         process.wait_ready()
         yield process

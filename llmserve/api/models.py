@@ -50,6 +50,7 @@ def _status(model: Model) -> ModelStatus:
         aliases=model.spec.aliases,
         source=model.spec.source,
         state=model.state,
+        doing=model.progress.doing if model.state is State.LOADING else None,
         progress=round(model.progress.fraction, 3) if model.state is State.LOADING else None,
         bytes=placement.size_bytes if placement else None,
         context_length=placement.context_length if placement else model.spec.context_length,

@@ -71,11 +71,9 @@ class Server:
 
     def __init__(self, config: Path) -> None:
         self.port = _free_port()
-        command = Path(sys.executable).with_name("llmserve")
+        command = (sys.executable, "-m", "llmserve", "serve", "--config", config)
         begin_s = time.perf_counter()
-        self._process = subprocess.Popen(
-            [command, "serve", "--config", config, "--port", str(self.port), *_QUIET]
-        )
+        self._process = subprocess.Popen([*command, "--port", str(self.port), *_QUIET])
         self.url = f"http://127.0.0.1:{self.port}"
         self.healthy_s = self._poll("/health", begin_s)
         self.ready_s = self._poll("/ready", begin_s)

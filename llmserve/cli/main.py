@@ -18,7 +18,7 @@ from llmserve.core import Delta, Mode, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.registry.config import Config, ModelSpec
 from llmserve.registry.sizes import human
-from llmserve.registry.sources import locate, locate_all
+from llmserve.registry.sources import check_files, locate_all
 
 
 class _Commands(click.Group):
@@ -76,9 +76,7 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     _log_to_stderr(log_level)
     config = load(config_path)
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
-    for spec in config.models:
-        if not spec.hub:
-            locate(spec)  # a missing file is told now, not to the first request
+    check_files(config.models)  # a missing file is told now, not to the first request
     server = msgspec.structs.replace(config.server, **given)
     run_server(build_gateway(msgspec.structs.replace(config, server=server)))
 

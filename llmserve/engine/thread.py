@@ -27,6 +27,8 @@ class ModelThread:
         future: Future[T] = Future()
 
         def call() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # cancelled while it was in the queue; from now on it cannot be
             try:
                 future.set_result(function(*args, **kwargs))
             except BaseException as error:  # whatever it is, the thread serves the next call

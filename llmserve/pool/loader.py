@@ -11,7 +11,7 @@ from llmserve.engine.thread import ModelThread
 from llmserve.metrics import Metrics
 from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import Placement, place
-from llmserve.pool.pool import Progress
+from llmserve.pool.progress import DownloadProgress, Progress
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles, read_model
 from llmserve.registry.sources import locate, obtain
@@ -27,12 +27,18 @@ class EngineLoader:
         self._metrics = metrics
         self._auto_download = auto_download
 
-    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
+    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
 
         Downloads a file that is not on disk first, if the config allows it.
         """
-        return await asyncio.to_thread(_place, spec, budget_bytes, self._auto_download)
+        # A thread of its own, and a daemon: shutting down waits for no download.
+        thread = ModelThread(f"place-{spec.name}")
+        try:
+            placing = thread.submit(_place, spec, budget_bytes, self._auto_download, progress)
+            return await asyncio.wrap_future(placing)
+        finally:
+            thread.shutdown()
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         """Raises `ModelFileError` or `EngineError`."""
@@ -49,21 +55,29 @@ class EngineLoader:
             metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
             metrics.observe_load(spec.name, stats.num_running, stats.num_waiting)
 
-        return Engine(
-            spec.name,
-            runtime,
-            max_queue=spec.max_queue,
-            default_mode=spec.default_mode,
-            on_step=on_step,
-            thread=thread,
-        )
+        try:
+            return Engine(
+                spec.name,
+                runtime,
+                max_queue=spec.max_queue,
+                default_mode=spec.default_mode,
+                on_step=on_step,
+                thread=thread,
+            )
+        except BaseException:
+            await asyncio.wrap_future(thread.submit(runtime.close))
+            thread.shutdown()
+            raise
 
 
-def _place(spec: ModelSpec, budget_bytes: int, auto_download: bool) -> Placement:
+def _place(
+    spec: ModelSpec, budget_bytes: int, auto_download: bool, progress: Progress
+) -> Placement:
     # Imported when first needed: a server without a loaded model stays small.
     from llmserve.engine.llama import system_info
 
-    path = obtain(spec, auto_download=auto_download)
+    download = DownloadProgress(spec.name, progress)
+    path = obtain(spec, auto_download=auto_download, progress=download)
     stat = path.stat()
     model = _read_model(path, stat.st_mtime_ns, stat.st_size)
     return place(spec, model, budget_bytes, repacked_types(system_info()))

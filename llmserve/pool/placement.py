@@ -17,6 +17,12 @@ class Placement(Struct, frozen=True):
     max_sequences: int
     size_bytes: int  # weights, KV cells and buffers: what must stay resident
 
+    def __str__(self) -> str:
+        return (
+            f"{self.context_length:,} tokens of context, {self.max_sequences} at a time,"
+            f" {self.size_bytes / 1e6:,.0f} MB"
+        )
+
 
 def place(
     spec: ModelSpec, model: ModelFiles, budget_bytes: int, repacked_types: frozenset[str]

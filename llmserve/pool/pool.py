@@ -31,6 +31,7 @@ from llmserve.errors import (
 )
 from llmserve.pool.eviction import Resident, Use, choose_evictions
 from llmserve.pool.placement import Placement
+from llmserve.pool.progress import FIRST_LINE_S, Progress, told
 from llmserve.registry.config import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -44,24 +45,14 @@ class State(StrEnum):
     FAILED = "failed"  # the next request tries again
 
 
-class Progress:
-    """How far a load is: told by the loading thread, which may be told to give up."""
-
-    def __init__(self) -> None:
-        self.fraction = 0.0
-        self.is_cancelled = False
-
-    def update(self, fraction: float) -> bool:
-        """Note how much is done; whether to go on. Any thread."""
-        self.fraction = fraction
-        return not self.is_cancelled
-
-
 class Loader(Protocol):
     """How models come to be: `pool/loader.py` with llama.cpp, fakes in tests."""
 
-    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
-        """How to load `spec` if it had all of the budget. Raises `LlmserveError`."""
+    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
+        """How to load `spec` if it had all of the budget. Raises `LlmserveError`.
+
+        May be cancelled, and then returns at once.
+        """
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         """A ready engine. Raises `LlmserveError`."""
@@ -117,11 +108,18 @@ class Pool:
     """
 
     def __init__(
-        self, loader: Loader, *, budget_bytes: Callable[[int], int], load_wait_s: float
+        self,
+        loader: Loader,
+        *,
+        budget_bytes: Callable[[int], int],
+        load_wait_s: float,
+        give_back: Callable[[], None] = lambda: None,
     ) -> None:
+        """`give_back` is called when an engine was closed and forgotten."""
         self._loader = loader
         self._budget_bytes = budget_bytes
         self._load_wait_s = load_wait_s
+        self._give_back = give_back
         self._models: dict[ModelSpec, Model] = {}
         self._queue: deque[_Waiting] = deque()  # loads that wait for memory, in order
         self._changed = asyncio.Event()  # set, and replaced, whenever something changed
@@ -185,8 +183,8 @@ class Pool:
         self._is_closed = True
         for model in self._models.values():
             model.progress.is_cancelled = True
-        for _, admission in self._queue:
-            admission.set_exception(_shutting_down())
+            if model.task and not model.is_admitted:
+                model.task.cancel()  # it waits for a download or for memory
         self._queue.clear()
         self._on_change()
         while tasks := [m.task for m in self._models.values() if m.task]:
@@ -213,7 +211,7 @@ class Pool:
             finally:
                 changed.cancel()
             if time.monotonic() >= deadline_s:
-                raise _still_loading(spec)
+                raise _still_loading(model)
 
     async def _loaded(self, model: Model, deadline_s: float) -> Engine:
         """Join the load under way, or start one. The caller holds a lease."""
@@ -226,7 +224,7 @@ class Pool:
             assert model.task
             await asyncio.wait([model.task], timeout=max(0, deadline_s - time.monotonic()))
         if model.state is State.LOADING:
-            raise _still_loading(model.spec)
+            raise _still_loading(model)
         if model.error:
             raise copy.copy(model.error)  # many may raise it, each with its own traceback
         assert model.engine, "a leased model stays loaded"
@@ -242,23 +240,31 @@ class Pool:
         spec = model.spec
         begin_s = time.monotonic()
         try:
-            model.placement = await self._loader.place(spec, self._largest_budget())
-            await self._admission(model)
-            log.info("loading %s from %s: %s", spec.name, spec.source, model.placement)
-            model.engine = await self._loader.load(spec, model.placement, model.progress)
+            with told(spec.name, model.progress, FIRST_LINE_S):
+                model.engine = await self._make_engine(model)
         except _AbandonedError:
             model.state = State.COLD
-        except Exception as error:
-            model.error = _as_unavailable(error)
+        except (Exception, asyncio.CancelledError) as error:
+            model.error = _shutting_down() if self._is_closed else _as_unavailable(error)
             model.state = State.FAILED
             model.is_admitted = False
-            log.error("cannot load %s: %s", spec.name, model.error.message)
+            level = logging.INFO if self._is_closed else logging.ERROR
+            log.log(level, "cannot load %s: %s", spec.name, model.error.message)
         else:
             model.state = State.READY
             model.last_used_s = time.time()
             log.info("%s is ready after %.1f s", spec.name, time.monotonic() - begin_s)
         model.task = None
         self._on_change()
+
+    async def _make_engine(self, model: Model) -> Engine:
+        spec, progress = model.spec, model.progress
+        model.placement = await self._loader.place(spec, self._largest_budget(), progress)
+        progress.begin("waiting for memory")
+        await self._admission(model)
+        log.info("loading %s from %s: %s", spec.name, spec.source, model.placement)
+        progress.begin("loading")
+        return await self._loader.load(spec, model.placement, progress)
 
     async def _admission(self, model: Model) -> None:
         """Wait for room in memory. Raises `InsufficientMemoryError` if there can be none."""
@@ -280,6 +286,7 @@ class Pool:
         await model.engine.close()
         log.info("unloaded %s", model.spec.name)
         model.engine = None
+        self._give_back()
         model.state = State.COLD
         model.is_admitted = False
         model.task = None
@@ -396,11 +403,13 @@ def _shutting_down() -> ShuttingDownError:
     return ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
-def _still_loading(spec: ModelSpec) -> ModelLoadingError:
-    return ModelLoadingError(f"model {spec.name!r} is still loading; try again", retry_after_s=5)
+def _still_loading(model: Model) -> ModelLoadingError:
+    name = model.spec.name
+    doing = f" ({model.progress})" if model.state is State.LOADING else ""
+    return ModelLoadingError(f"model {name!r} is still loading{doing}; try again", retry_after_s=5)
 
 
-def _as_unavailable(error: Exception) -> LlmserveError:
+def _as_unavailable(error: BaseException) -> LlmserveError:
     """What ended a load, as the 503 that its requests get."""
     if isinstance(error, LlmserveError) and error.status == 503:
         return error

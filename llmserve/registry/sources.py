@@ -4,6 +4,7 @@
 downloads, and only `obtain` with `auto_download` does so on behalf of a server.
 """
 
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,13 @@ def locate_all(spec: ModelSpec) -> tuple[Path, ...]:
     if not path.is_file():
         raise ModelFileError(f"model {spec.name!r}: there is no file {path}")
     return (path,)
+
+
+def check_files(specs: Iterable[ModelSpec]) -> None:
+    """Raises `ModelFileError` for a model whose file is missing, unless it can be downloaded."""
+    for spec in specs:
+        if not spec.hub:
+            locate(spec)
 
 
 def obtain(spec: ModelSpec, *, auto_download: bool, progress: Progress | None = None) -> Path:

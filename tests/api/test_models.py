@@ -72,6 +72,7 @@ def test_a_busy_model_is_not_unloaded() -> None:
 def test_a_load_under_way_is_shown_and_a_failed_one_says_why() -> None:
     with fake_service(loaded=False, load_error=ModelFileError("the file is broken")) as service:
         assert status(service, "fake")["state"] == "loading"
+        wait_until(lambda: status(service, "fake")["doing"] == "loading")
         assert status(service, "fake")["progress"] == 0
         service.load_gate.set()
         wait_until(lambda: status(service, "fake")["state"] == "failed")
@@ -82,6 +83,8 @@ def test_a_load_under_way_is_shown_and_a_failed_one_says_why() -> None:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.gguf").touch()
     path = tmp_path / "models.toml"
     path.write_text('[models.one]\npath = "one.gguf"\n\n[models.two]\npath = "two.gguf"\n')
     return path
@@ -127,3 +130,16 @@ def test_a_file_with_a_mistake_changes_nothing(config_file: Path) -> None:
         assert answer.json()["error"]["code"] == "config_error"
         assert "did you mean path?" in answer.json()["error"]["message"]
         assert [model["name"] for model in client.get("/models").json()["models"]] == ["one", "two"]
+
+
+def test_a_new_model_without_its_file_changes_nothing(config_file: Path) -> None:
+    with fake_service(config_path=config_file) as service, service.client() as client:
+        (config_file.parent / "two.gguf").unlink()  # of a model that stays: not the file's mistake
+        text = config_file.read_text()
+        config_file.write_text(text + '[models.four]\npath = "four.gguf"\n')
+        answer = client.post("/models/reload")
+        assert answer.status_code == 400
+        assert "'four': there is no file" in answer.json()["error"]["message"]
+        assert len(client.get("/models").json()["models"]) == 2
+        config_file.write_text(text)
+        assert client.post("/models/reload").status_code == 200

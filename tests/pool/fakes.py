@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from llmserve.engine.engine import Engine
 from llmserve.pool.placement import Placement
-from llmserve.pool.pool import Pool, Progress
+from llmserve.pool.pool import Pool
+from llmserve.pool.progress import Progress
 from llmserve.registry.config import ModelSpec
 
 
@@ -37,7 +38,7 @@ class FakeLoader:
         self.engines: list[FakeEngine] = []
         self.loads: list[str] = []  # names, in order
 
-    async def place(self, spec: ModelSpec, budget_bytes: int) -> Placement:
+    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=1, max_sequences=1, size_bytes=self.sizes[spec.name])
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:

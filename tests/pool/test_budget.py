@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from llmserve.pool import budget
 from llmserve.pool.budget import MemoryBudget, available_bytes, machine_bytes
+from llmserve.registry.units import Size
 
 GB = 10**9
 
@@ -74,3 +76,8 @@ def test_the_budget_shrinks_when_others_take_memory(cgroup: Path) -> None:
     assert memory(0) == 400_000_000
     write_cgroup_v2(cgroup, str(GB // 2), 450_000_000, 0)  # 100 MB of it are ours
     assert memory(100_000_000) == 150_000_000
+
+
+def test_a_size_of_the_config_can_be_shown(cgroup: Path) -> None:
+    budget = MemoryBudget(Size.parse("4 MiB"))
+    assert msgspec.json.encode(budget(0)) == b"4194304"

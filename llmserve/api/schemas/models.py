@@ -8,7 +8,8 @@ class ModelStatus(Struct):
     aliases: tuple[str, ...]
     source: str
     state: str  # cold | loading | ready | unloading | failed
-    progress: float | None  # of a load, 0 to 1
+    doing: str | None  # of a load: reading | downloading | waiting for memory | loading
+    progress: float | None  # of what it is doing, 0 to 1
     bytes: int | None  # estimate of the memory it takes; null before the first load
     context_length: int | None
     slots: int | None  # requests answered at the same time
