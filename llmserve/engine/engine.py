@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, Started
 from llmserve.engine import prompt
-from llmserve.engine.messages import Ended, Failed, Report, StepStats, Submit
+from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
@@ -38,6 +38,7 @@ class Engine:
         max_queue: int,
         default_mode: Mode | None = None,
         on_step: Callable[[StepStats], None] = lambda stats: None,
+        on_load: Callable[[Load], None] = lambda load: None,
         thread: ModelThread | None = None,
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
@@ -46,6 +47,7 @@ class Engine:
         self._max_queue = max_queue
         self._default_mode = default_mode
         self._on_step = on_step
+        self._on_load = on_load
         self._template = prompt.load_template(runtime.info)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
@@ -71,6 +73,11 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether it takes requests. False for good once the worker failed or `close` began."""
         return self._closing is None
+
+    @property
+    def num_queued(self) -> int:
+        """Requests beyond the slots, also those whose prompt is still being tokenized."""
+        return max(0, self._num_active - self.limits.num_slots)
 
     async def generate(self, request: Request) -> EventStream:
         """`Started`, any number of `Delta`, `Finished`. Leaving early cancels.
@@ -118,11 +125,10 @@ class Engine:
 
     def _admit(self) -> None:
         self._check_alive()
-        num_slots = self.limits.num_slots
-        num_queued = self._num_active - num_slots
-        if num_queued < self._max_queue:
+        if self._num_active - self.limits.num_slots < self._max_queue:
             return
-        wait_s = self._mean_request_s * (num_queued + 1) / num_slots
+        num_slots = self.limits.num_slots
+        wait_s = self._mean_request_s * (self.num_queued + 1) / num_slots
         raise QueueFullError(
             f"model {self.name!r} answers {num_slots} requests at a time and {self._max_queue}"
             " more are waiting; try again later",
@@ -186,9 +192,12 @@ class Engine:
                     del self._requests[request_id]
         if report.stats:
             self._on_step(report.stats)
+        if report.load:
+            self._on_load(report.load)
 
     def _end(self, ended: Ended) -> None:
         """The worker is gone: nobody may wait for it any longer."""
+        self._on_load(Load())
         if ended.fault is None:
             assert not self._requests, "the worker stopped without finishing these"
             return

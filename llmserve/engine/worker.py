@@ -18,6 +18,7 @@ from llmserve.engine.messages import (
     Command,
     Ended,
     Failed,
+    Load,
     Reply,
     Report,
     StepReport,
@@ -57,6 +58,7 @@ class Worker:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []  # in the order of arrival
         self._num_arrivals = 0
+        self._told_load = Load()
         self._is_cramped = False  # fewer cells than the books say: nobody enters for now
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
@@ -99,6 +101,8 @@ class Worker:
         self._prefilling = None
         self._runtime.clear_abort()
         while self._is_idle or not self._inbox.empty():
+            if self._is_idle:
+                self._tell([])  # no step will say that the last one left
             command = self._inbox.get()
             if isinstance(command, Stop):
                 return False
@@ -121,7 +125,7 @@ class Worker:
             sequence = self._new_sequence(submit)
         except Exception:  # parameters that somebody above should have refused
             log.exception("request %d cannot start", submit.id)
-            self._report(StepReport([(submit.id, Failed("the request has unusable parameters"))]))
+            self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
             self._waiting.append(sequence)
 
@@ -154,6 +158,7 @@ class Worker:
         waiting = [] if self._is_cramped else self._waiting
         plan = plan_step(self._running, waiting, self._limits)
         self._apply(plan)
+        self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
         logits = self._decode(plan.work)
         if logits is None:
@@ -164,11 +169,17 @@ class Worker:
         stats = StepStats(
             num_decoded=num_decoded,
             num_prefilled=plan.num_tokens - num_decoded,
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
             step_s=now_s - begin_s,
         )
-        self._report(StepReport(replies, stats))
+        self._tell(replies, stats)
+
+    def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
+        """Report what there is to say, and the load where it has changed."""
+        load = Load(len(self._running), len(self._waiting))
+        changed = load != self._told_load
+        self._told_load = load
+        if replies or stats or changed:
+            self._report(StepReport(replies, stats, load if changed else None))
 
     def _apply(self, plan: Plan) -> None:
         for sequence in plan.preempt:
@@ -275,7 +286,8 @@ class Worker:
                 replies.append((sequence.id, Delta(piece.text)))
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
-        self._report(StepReport(replies))
+        self._running, self._waiting = [], []  # their cells end with the runtime
+        self._tell(replies)
 
     def _fail(self, sequences: list[Sequence], message: str) -> None:
         for sequence in sequences:
@@ -283,7 +295,7 @@ class Worker:
                 self._release(sequence)
             elif sequence in self._waiting:
                 self._waiting.remove(sequence)
-        self._report(StepReport([(s.id, Failed(message)) for s in sequences]))
+        self._tell([(s.id, Failed(message)) for s in sequences])
 
 
 def _slot(sequence: Sequence) -> int:

@@ -565,7 +565,6 @@ def test_metrics_show_the_queue() -> None:
         wait_until(lambda: service.metric("llmserve_queue_depth") == 0)
 
 
-@pytest.mark.xfail(reason="the worker reports no numbers when a cancel leaves it idle")
 def test_metrics_forget_a_client_that_left() -> None:
     with fake_service(gated=True) as service:
         with service.connect(raw_inference(ask(max_tokens=100))):

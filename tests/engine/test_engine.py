@@ -24,7 +24,7 @@ from llmserve.core import (
     Started,
 )
 from llmserve.engine.engine import Engine
-from llmserve.engine.messages import StepStats
+from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
 from llmserve.engine.worker import Worker
 from llmserve.errors import (
@@ -369,6 +369,50 @@ def test_steps_are_told() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("fault", [None, ZeroDivisionError()])
+def test_the_end_of_the_worker_leaves_no_load(fault: BaseException | None) -> None:
+    """Whether it was stopped or died with a request that it had counted."""
+    loads: list[Load] = []
+
+    class Dying(FakeRuntime):
+        def decode(self, chunks: Sequence[Chunk]) -> Logits:
+            logits = super().decode(chunks)
+            if fault and len(self.batch_sizes) > 1:
+                raise fault
+            return logits
+
+    async def main() -> None:
+        gate = Gate()
+        runtime = Dying(gate=gate.semaphore)
+        engine = Engine("fake", runtime, max_queue=1, on_load=loads.append)
+        task = asyncio.create_task(answer(engine, completion("a", sampling=ENDLESS)))
+        gate.open()
+        await settle(lambda: loads == [Load(1, 0)])
+        gate.open()
+        if fault is None:
+            await engine.close()
+        await asyncio.gather(task, return_exceptions=True)
+        await settle(lambda: loads[-1] == Load())
+        await engine.close()
+
+    run(main)
+
+
+def test_the_queue_counts_who_has_no_slot() -> None:
+    async def main() -> None:
+        runtime = SlowTokenizer(num_slots=2)
+        async with engine_on(runtime) as engine:
+            assert engine.num_queued == 0
+            tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(5)]
+            await asyncio.to_thread(runtime.tokenizing.wait)
+            assert engine.num_queued == 3
+            runtime.may_tokenize.set()
+            await asyncio.gather(*tasks)
+            assert engine.num_queued == 0
+
+    run(main)
+
+
 # -- admission -----------------------------------------------------------------------------------
 
 
@@ -525,8 +569,8 @@ def test_leaving_after_any_number_of_events(num_events: int) -> None:
 class SlowTokenizer(FakeRuntime):
     """Tokenizes only when told to."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, num_slots: int = 4) -> None:
+        super().__init__(num_slots=num_slots)
         self.tokenizing = threading.Event()
         self.may_tokenize = threading.Event()
 

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, SamplingParams
 from llmserve.engine import worker as worker_module
-from llmserve.engine.messages import Ended, Failed, Report, StepReport, StepStats, Stop, Submit
+from llmserve.engine.messages import (
+    Ended,
+    Failed,
+    Load,
+    Report,
+    StepReport,
+    StepStats,
+    Stop,
+    Submit,
+)
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
 from llmserve.engine.scheduler import Limits, Plan, plan_step
 from llmserve.engine.sequence import Sequence as EngineSequence
@@ -29,6 +38,7 @@ class Bench:
         self.texts: dict[int, str] = {}
         self.ends: dict[int, Finished | Failed] = {}
         self.stats: list[StepStats] = []
+        self.loads: list[Load] = []
         self.ended: Ended | None = None
         self._num_submitted = 0
 
@@ -46,6 +56,8 @@ class Bench:
                 self.ends[request_id] = event
         if report.stats:
             self.stats.append(report.stats)
+        if report.load:
+            self.loads.append(report.load)
 
     def submit(
         self,
@@ -480,8 +492,51 @@ def test_stats_count_tokens_by_kind() -> None:
     bench.step()
     first, second = bench.stats
     assert (first.num_decoded, first.num_prefilled) == (0, 32)
-    assert (first.num_running, first.num_waiting) == (2, 1)
+    assert bench.loads == [Load(2, 1)], "told when it changes only"
     assert (second.num_decoded, second.num_prefilled) == (1, 11)
+
+
+def end_worker(bench: Bench) -> None:
+    """Let it take in its commands as its thread would, to the end."""
+    bench.worker._inbox.put(Stop())
+    bench.worker._run()
+
+
+def test_a_cancel_that_leaves_the_worker_idle_is_told() -> None:
+    bench = Bench(FakeRuntime(num_slots=1))
+    running, waiting = bench.submit([1, 2], 50), bench.submit([3], 50)
+    bench.step()
+    assert bench.loads == [Load(1, 1)]
+    bench.worker.cancel(waiting)
+    bench.worker.cancel(running)
+    end_worker(bench)
+    assert bench.loads == [Load(1, 1), Load(0, 0)]
+
+
+def test_a_failure_that_leaves_the_worker_idle_is_told() -> None:
+    bench = Bench(FaultyRuntime({1: EngineError("code -3")}))
+    bench.submit([1], 10, sampling=SamplingParams(temperature=0, ignore_eos=True))
+    bench.step()
+    bench.step()
+    assert bench.loads == [Load(1, 0), Load(0, 0)]
+
+
+def test_a_stop_is_told() -> None:
+    bench = Bench(FakeRuntime(num_slots=1))
+    bench.submit([1, 2], 50)
+    bench.submit([3], 50)
+    bench.step()
+    end_worker(bench)
+    assert bench.loads == [Load(1, 1), Load(0, 0)]
+
+
+def test_who_enters_is_told_before_the_step_is_computed() -> None:
+    """Which can take seconds, and can come to nothing."""
+    bench = Bench(FaultyRuntime({0: AbortedError()}, num_slots=1))
+    bench.submit([1], 10)
+    bench.submit([2], 10)
+    bench.step()
+    assert (bench.stats, bench.loads) == ([], [Load(1, 1)])
 
 
 def test_a_step_is_one_report() -> None:
@@ -491,5 +546,11 @@ def test_a_step_is_one_report() -> None:
         worker.submit(Submit(n, [n], 10, GREEDY, (), 0, 0.0))
     assert worker._drain()
     worker._step()
-    assert len(reports) == 1
-    assert isinstance(reports[0], StepReport)
+    load, step = reports
+    assert load == StepReport([], None, Load(3, 0))
+    assert isinstance(step, StepReport)
+    assert step.stats
+    assert {request_id for request_id, _ in step.replies} == {0, 1, 2}
+    assert worker._drain()
+    worker._step()
+    assert len(reports) == 3
