@@ -1,7 +1,7 @@
 """One loaded model behind an async iterator. Hides where the worker lives.
 
-Everything here runs on the event loop; rendering and tokenizing run in a thread of their own, so
-that a long prompt holds up neither the loop nor the worker's steps.
+Everything here runs on the event loop; rendering and tokenizing run in threads of their own,
+so that a long prompt holds up neither the loop nor the worker's steps.
 """
 
 import asyncio
@@ -22,6 +22,11 @@ from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
 
 MAX_RETRY_AFTER_S = 120
+
+# Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
+# because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
+# keep their state in a session of their own (llama-vocab.cpp), so they may run side by side.
+NUM_ENCODERS = 2
 
 
 class Engine:
@@ -49,7 +54,7 @@ class Engine:
         self._on_step = on_step
         self._on_load = on_load
         self._template = prompt.load_template(runtime.info)
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix=f"encoder-{name}")
+        self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Failed]] = {}
         self._num_active = 0
@@ -136,7 +141,7 @@ class Engine:
         )
 
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
-        """Render and tokenize. Runs in the encoder's thread."""
+        """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
         tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
         vocab_size = self.info.vocab_size

@@ -26,6 +26,7 @@ from llmserve.engine.runtime import (
     OutOfCellsError,
     RuntimeLimits,
 )
+from llmserve.engine.vocabulary import TokenBound, measure
 from llmserve.errors import EngineError, ModelFileError
 
 log = logging.getLogger(__name__)
@@ -269,6 +270,7 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
     description = ctypes.create_string_buffer(256)
     lib.llama_model_desc(model, description, len(description))
     template = lib.llama_model_chat_template(model, None)
+    bound = _token_bound(model, vocab)
     return ModelInfo(
         description=description.value.decode(errors="replace"),
         vocab_size=vocab_size,
@@ -276,6 +278,21 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
         bos_text=_special_text(vocab, lib.llama_vocab_bos(vocab)),
         eos_text=_special_text(vocab, lib.llama_vocab_eos(vocab)),
         chat_template=template.decode(errors="replace") if template else None,
+        max_token_bytes=bound.max_token_bytes if bound else None,
+        lost_bytes=bound.lost_bytes if bound else b"",
+    )
+
+
+def _token_bound(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> TokenBound | None:
+    tokenizer = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", tokenizer, len(tokenizer))
+    strip = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
+    return measure(
+        tokenizer.value.decode(errors="replace"),
+        lib.llama_vocab_n_tokens(vocab),
+        functools.partial(lib.llama_vocab_get_text, vocab),
+        functools.partial(_token_to_piece, vocab, special=True),
+        lambda token: bool(lib.llama_vocab_get_attr(vocab, token) & strip),
     )
 
 

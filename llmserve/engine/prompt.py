@@ -5,6 +5,7 @@ import logging
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine.runtime import ModelInfo, Runtime
+from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import InvalidRequestError, TooLargeError
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def encode(
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
     try:
+        _check_hopeless(text, runtime, field)
         tokens = runtime.tokenize(text, add_special=not has_bos)
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
@@ -84,11 +86,25 @@ def encode(
         ) from error
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
-    context_length = runtime.limits.context_length
-    if len(tokens) >= context_length:
-        raise TooLargeError(
-            f"{field} has {len(tokens)} tokens; the context of this model holds {context_length},"
-            " one of which the answer needs; shorten it",
-            param=field,
-        )
+    if len(tokens) >= runtime.limits.context_length:
+        raise _too_long(field, f"{len(tokens)}", runtime)
     return tokens
+
+
+def _check_hopeless(text: str, runtime: Runtime, field: str) -> None:
+    """Refuse what cannot fit however it is tokenized, which would take seconds to find out."""
+    info, context_length = runtime.info, runtime.limits.context_length
+    # A character has at most four bytes: most prompts need not even be encoded.
+    if info.max_token_bytes is None or 4 * len(text) < context_length * info.max_token_bytes:
+        return
+    num_tokens = min_tokens(text, info.max_token_bytes, info.lost_bytes)
+    if num_tokens >= context_length:
+        raise _too_long(field, f"at least {num_tokens}", runtime)
+
+
+def _too_long(field: str, num_tokens: str, runtime: Runtime) -> TooLargeError:
+    return TooLargeError(
+        f"{field} has {num_tokens} tokens; the context of this model holds"
+        f" {runtime.limits.context_length}, one of which the answer needs; shorten it",
+        param=field,
+    )

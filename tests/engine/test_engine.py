@@ -597,6 +597,26 @@ def test_leaving_while_the_prompt_is_tokenized() -> None:
     run(main)
 
 
+def test_a_long_prompt_holds_up_nobody_elses_tokenization() -> None:
+    class SlowOnLong(SlowTokenizer):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            if len(text) > 10:
+                return super().tokenize(text, add_special=add_special)
+            return FakeRuntime.tokenize(self, text, add_special=add_special)
+
+    async def main() -> None:
+        runtime = SlowOnLong()
+        async with engine_on(runtime) as engine:
+            long = asyncio.create_task(answer(engine, completion("x" * 20, 3)))
+            await asyncio.to_thread(runtime.tokenizing.wait)
+            assert await answer(engine, completion("a", 3)) == answer_alone(b"a", 3)
+            assert not long.done()
+            runtime.may_tokenize.set()
+            assert await long == answer_alone(b"x" * 20, 3)
+
+    run(main)
+
+
 def test_the_end_and_the_cancel_may_cross() -> None:
     """The consumer leaves while the last events are already on their way, at every distance."""
 

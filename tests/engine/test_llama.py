@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from llmserve.engine import llama
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
+from tests.tiny_models import write_llama
 
 MODEL = Path(
     str(
@@ -195,6 +198,54 @@ def test_tokens_spell_unusual_text(runtime: LlamaRuntime, text: str) -> None:
     tokens = tokens_of(runtime, text)
     assert b"".join(map(runtime.token_bytes, tokens)) == text.encode()
     assert bool(tokens) == bool(text)
+
+
+def test_no_token_is_longer_than_the_longest(
+    runtime: LlamaRuntime, lost_bytes: frozenset[int]
+) -> None:
+    info = runtime.info
+    pieces = (
+        llama._token_to_piece(runtime._vocab, token, special=True)
+        for token in range(info.vocab_size)
+    )
+    assert info.max_token_bytes == max(map(len, pieces))
+    assert frozenset(info.lost_bytes) == lost_bytes
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.sampled_from(["\n" + " " * 80, " ", "=" * 64, "<|im_start|>", "\0", "ż", "▁", "word"]),
+        max_size=30,
+    ).map("".join)
+    | st.text(max_size=60)
+)
+def test_a_text_has_at_least_as_many_tokens_as_its_bound(loaded: LlamaRuntime, text: str) -> None:
+    info = loaded.info
+    assert info.max_token_bytes
+    least = min_tokens(text, info.max_token_bytes, info.lost_bytes)
+    assert len(loaded.tokenize(text, add_special=False)) >= least
+
+
+def test_the_bound_of_a_vocabulary_that_writes_spaces(tmp_path: Path) -> None:
+    runtime = LlamaRuntime(write_llama(tmp_path / "tiny.gguf"), PARAMS)
+    try:
+        info = runtime.info
+        assert (info.max_token_bytes, info.lost_bytes) == (len("<0x00>"), b"")
+        for text in ("▁" * 50, " " * 50, "</s>" * 10, "w1 w22 w3" * 5):
+            least = min_tokens(text, 6, b"")
+            assert len(runtime.tokenize(text, add_special=False)) >= least
+    finally:
+        runtime.close()
+
+
+def test_threads_tokenize_side_by_side(runtime: LlamaRuntime) -> None:
+    """As the engine's encoders do: llama.cpp's vocabulary is const."""
+    texts = [text * n for text in [*TEXTS, "żółć 😀 <|im_start|>\n\n"] for n in range(1, 60)]
+    expected = [tokens_of(runtime, text) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        rounds = [threads.map(tokens_of, [runtime] * len(texts), texts) for _ in range(4)]
+        assert all(list(tokens) == expected for tokens in rounds)
 
 
 def test_special_tokens_are_recognised_and_have_no_text(runtime: LlamaRuntime) -> None:

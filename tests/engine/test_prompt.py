@@ -2,6 +2,7 @@
 
 import logging
 
+import msgspec
 import pytest
 
 from llmserve.chat.template import ChatTemplate
@@ -138,12 +139,46 @@ def test_an_empty_prompt() -> None:
 def test_a_prompt_that_leaves_no_room() -> None:
     runtime = FakeRuntime(num_cells=100, context_length=50)
     assert len(encode(Request(prompt="x" * 49, mode=Mode.COMPLETION), runtime)) == 49
-    with pytest.raises(TooLargeError, match=r"prompt has 50 tokens; .* holds 50") as caught:
+    with pytest.raises(
+        TooLargeError, match=r"prompt has (at least )?50 tokens; .* holds 50"
+    ) as caught:
         encode(Request(prompt="x" * 50, mode=Mode.COMPLETION), runtime)
     assert caught.value.param == "prompt"
     with pytest.raises(TooLargeError, match="messages has") as caught:
         encode(Request(messages=(Message("user", "x" * 50),)), runtime)
     assert caught.value.param == "messages"
+
+
+class FourByteTokens(FakeRuntime):
+    """One token for every four bytes; NUL has none. Refuses to tokenize what `limit` excludes."""
+
+    def __init__(self, *, num_cells: int, max_text_len: int) -> None:
+        super().__init__(num_cells=num_cells)
+        self.info = msgspec.structs.replace(self.info, max_token_bytes=4, lost_bytes=b"\0")
+        self.max_text_len = max_text_len
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        assert len(text) <= self.max_text_len, "tokenized what cannot fit"
+        return list(text.encode().replace(b"\0", b""))[::4]
+
+
+def test_a_hopeless_prompt_is_refused_before_it_is_tokenized() -> None:
+    runtime = FourByteTokens(num_cells=100, max_text_len=400)
+    assert len(encode(Request(prompt="x" * 396, mode=Mode.COMPLETION), runtime)) == 99
+    for text, least in [("x" * 397, 100), ("é" * 1000, 500), ("😀" * 100, 100), ("x" * 4000, 1000)]:
+        with pytest.raises(TooLargeError, match=rf"has at least {least} tokens; .* holds 100"):
+            encode(Request(prompt=text, mode=Mode.COMPLETION), runtime)
+    with pytest.raises(TooLargeError, match="messages has at least") as caught:
+        encode(Request(messages=(Message("user", "x" * 400),)), runtime)
+    assert caught.value.param == "messages"
+    with pytest.raises(InvalidRequestError, match="no valid Unicode"):
+        encode(Request(prompt="x" * 4000 + "\ud800", mode=Mode.COMPLETION), runtime)
+
+
+def test_what_may_have_no_token_does_not_count() -> None:
+    runtime = FourByteTokens(num_cells=100, max_text_len=5000)
+    text = "\0" * 4000 + "x" * 396
+    assert len(encode(Request(prompt=text, mode=Mode.COMPLETION), runtime)) == 99
 
 
 @pytest.mark.parametrize(
