@@ -4,11 +4,13 @@ Return codes, null pointers and log lines of llama.cpp become our errors here an
 Arguments are checked before each call, because a failed GGML_ASSERT ends the process.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,10 @@ class LlamaRuntime:
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         num_outputs = self._batch.fill(chunks)
-        code = lib.llama_decode(self._context, self._batch.struct)
+        with _own_abort(self._abort_flag) as lines:
+            code = lib.llama_decode(self._context, self._batch.struct)
+        if lines:
+            _emit(lines, as_debug=code == 2)
         if code == 1:
             raise OutOfCellsError
         if code == 2:
@@ -201,13 +206,52 @@ _LOG_LEVELS = {3: logging.WARNING, 4: logging.ERROR}  # ggml's; what it calls in
 _last_errors: list[str] = []  # the first ones since the last load began
 
 
+class _Decoding(threading.local):
+    """The abort flag of the decode that runs in this thread, and what it said since it was set."""
+
+    abort_flag: "ctypes.Array[ctypes.c_char] | None" = None
+    lines: "list[tuple[int, str]]"
+
+
+_decoding = _Decoding()
+
+
+@contextlib.contextmanager
+def _own_abort(abort_flag: "ctypes.Array[ctypes.c_char]") -> Iterator[list[tuple[int, str]]]:
+    """Hold back what llama.cpp logs once it has been told to stop: it calls that an error.
+
+    Gives (level, message) of each line, to be emitted when the outcome is known. Anything else is
+    logged at once: what comes before a failed assertion must not be lost.
+    """
+    lines: list[tuple[int, str]] = []
+    _decoding.lines = lines
+    _decoding.abort_flag = abort_flag
+    try:
+        yield lines
+    finally:
+        _decoding.abort_flag = None
+
+
+def _emit(lines: Iterable[tuple[int, str]], *, as_debug: bool) -> None:
+    for level, message in lines:
+        log.log(logging.DEBUG if as_debug else _log_level(level), "%s", message)
+
+
+def _log_level(level: int) -> int:
+    return _LOG_LEVELS.get(level, logging.DEBUG)
+
+
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes, _user_data: object) -> None:
     message = text.decode(errors="replace").rstrip()
+    flag = _decoding.abort_flag
+    if flag is not None and flag[0] != b"\0":
+        _decoding.lines.append((level, message))
+        return
     if level == 4 and len(_last_errors) < 3:
         _last_errors.append(message)
     if message.strip(". "):
-        log.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
+        log.log(_log_level(level), "%s", message)
 
 
 def system_info() -> str:

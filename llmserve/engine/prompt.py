@@ -26,6 +26,12 @@ def resolve_mode(request: Request, default_mode: Mode | None, *, has_template: b
 
     Raises `InvalidRequestError` where mode and input do not go together.
     """
+    if request.prompt_tokens is not None:
+        if request.mode in (None, Mode.COMPLETION) and request.system is None:
+            return Mode.COMPLETION
+        raise InvalidRequestError(
+            "a prompt of tokens goes with mode completion only, without system", param="prompt"
+        )
     mode = request.mode
     if mode is None and request.messages is not None:
         mode = Mode.CHAT
@@ -69,9 +75,12 @@ def encode(
 ) -> list[int]:
     """The prompt's tokens, with room for at least one more in the context.
 
-    Runs off the event loop. Raises `InvalidRequestError` and `TooLargeError`.
+    Tokens are taken as they are: no BOS is added. Runs off the event loop. Raises
+    `InvalidRequestError` and `TooLargeError`.
     """
     mode = resolve_mode(request, default_mode, has_template=template is not None)
+    if request.prompt_tokens is not None:
+        return _check_tokens(request.prompt_tokens, runtime)
     text = build_text(request, mode, template)
     bos = runtime.info.bos_text
     # Most templates write BOS themselves, and a second one degrades the answer.
@@ -89,6 +98,22 @@ def encode(
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long(field, f"{len(tokens)}", runtime)
     return tokens
+
+
+def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:
+    """One that is not in the vocabulary would fail the step of everybody in its batch."""
+    if not tokens:
+        raise InvalidRequestError("prompt is empty; give at least one token", param="prompt")
+    if len(tokens) >= runtime.limits.context_length:
+        raise _too_long("prompt", f"{len(tokens)}", runtime)
+    vocab_size = runtime.info.vocab_size
+    for index, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"token {token} at index {index} is not in the vocabulary of {vocab_size} tokens",
+                param=f"prompt.{index}",
+            )
+    return list(tokens)
 
 
 def _check_hopeless(text: str, runtime: Runtime, field: str) -> None:

@@ -29,7 +29,7 @@ def measure(
 
     `text_of(token)` is how the vocabulary writes a token, `piece_of` the bytes it stands for and
     `strips` whether it swallows the whitespace beside it. The first is called for every token,
-    so that this takes 25 ms for 49k tokens; the others for few.
+    so that this takes 35 ms for 49k tokens; the others for few.
     """
     if tokenizer not in LOSSLESS:
         return None
@@ -41,11 +41,12 @@ def measure(
         # byte-level pieces are the right measure. They are never longer than their texts.
         if len(text) > longest:
             longest = max(longest, len(piece_of(token) if tokenizer == BYTE_LEVEL else text))
-        if len(text) <= 2 or text.startswith(b"<0x"):
-            known.add(piece_of(token))
-        # llama.cpp sets this by the model's name, for <mask>, [MASK] or all special tokens.
-        if text.startswith((b"<", b"[")) and strips(token):
-            return None
+        if len(text) <= 2 or text[0] in b"<[":
+            if len(text) <= 2 or text.startswith(b"<0x"):
+                known.add(piece_of(token))
+            # llama.cpp sets this by the model's name: for <mask>, [MASK] or all special tokens.
+            if strips(token):
+                return None
     return TokenBound(longest, bytes(b for b in range(256) if bytes([b]) not in known))
 
 

@@ -377,6 +377,47 @@ def test_abort_interrupts_a_prefill_from_another_thread(runtime: LlamaRuntime) -
     np.testing.assert_array_equal(decode_alone(runtime, tokens), expected)
 
 
+def test_what_our_own_abort_causes_is_no_error(
+    runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    runtime.abort()
+    with pytest.raises(AbortedError):
+        runtime.decode([Chunk(0, 0, [1, 2, 3], True)])
+    assert "failed to decode, ret = 2" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_an_error_is_logged_as_one_even_if_an_abort_came_too(
+    runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture, aborted: bool
+) -> None:
+    runtime.decode([Chunk(0, 0, [1, 2, 3], False)])
+    caplog.set_level(logging.DEBUG)
+    if aborted:
+        runtime.abort()
+    with pytest.raises(EngineError):
+        runtime.decode([Chunk(0, 10, [4], True)])
+    errors = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert any("failed to decode, ret = -1" in message for message in errors)
+
+
+def test_an_abort_hides_nothing_that_others_say(
+    runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another thread's lines, those before the abort, and those after the decode."""
+    with llama._own_abort(runtime._abort_flag) as lines:
+        llama._log_callback(4, b"before\n", None)
+        runtime.abort()
+        llama._log_callback(4, b"own\n", None)
+        other = threading.Thread(target=llama._log_callback, args=(4, b"other\n", None))
+        other.start()
+        other.join()
+    llama._log_callback(4, b"after\n", None)
+    assert lines == [(4, "own")]
+    assert [record.message for record in caplog.records] == ["before", "other", "after"]
+
+
 def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     """What llama.cpp sees: a C function of the flag's address to a bool."""
     ask = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(

@@ -125,6 +125,14 @@ def test_a_bos_that_the_user_writes_is_theirs() -> None:
     assert encode(completion, BosRuntime()) == [1, 1, *b"x"]
 
 
+def test_tokens_are_taken_as_they_are() -> None:
+    for default_mode in (None, *Mode):
+        request = Request(prompt_tokens=(7, 1, 256, 0))
+        assert encode(request, BosRuntime(), default_mode) == [7, 1, 256, 0]
+    request = Request(prompt_tokens=(7,), mode=Mode.COMPLETION)
+    assert encode(request, BosRuntime(chat_template=None)) == [7]
+
+
 # -- refusals -----------------------------------------------------------------------------------
 
 
@@ -179,6 +187,44 @@ def test_what_may_have_no_token_does_not_count() -> None:
     runtime = FourByteTokens(num_cells=100, max_text_len=5000)
     text = "\0" * 4000 + "x" * 396
     assert len(encode(Request(prompt=text, mode=Mode.COMPLETION), runtime)) == 99
+
+
+@pytest.mark.parametrize(
+    ("tokens", "param", "words"),
+    [
+        ((), "prompt", "prompt is empty"),
+        ((1, 2, 257), "prompt.2", "token 257 at index 2 .* of 257 tokens"),
+        ((-1, 2), "prompt.0", "token -1 at index 0"),
+        ((1, 1 << 40), "prompt.1", "token 1099511627776 at index 1"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have(
+    tokens: tuple[int, ...], param: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        encode(Request(prompt_tokens=tokens))
+    assert caught.value.param == param
+
+
+def test_too_many_tokens() -> None:
+    runtime = FakeRuntime(num_cells=100, context_length=50)
+    assert len(encode(Request(prompt_tokens=(1,) * 49), runtime)) == 49
+    with pytest.raises(TooLargeError, match="prompt has 50 tokens"):
+        encode(Request(prompt_tokens=(1,) * 50), runtime)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(prompt_tokens=(1,), mode=Mode.INSTRUCT),
+        Request(prompt_tokens=(1,), mode=Mode.CHAT),
+        Request(prompt_tokens=(1,), system="s"),
+    ],
+)
+def test_tokens_go_with_completion_only(request_: Request) -> None:
+    with pytest.raises(InvalidRequestError, match="mode completion only") as caught:
+        encode(request_)
+    assert caught.value.param == "prompt"
 
 
 @pytest.mark.parametrize(
