@@ -121,11 +121,12 @@ class SampledLogprob(Struct, frozen=True):
 class Delta(Struct, frozen=True, tag=True):
     """New text. Never ends inside a character or a possible stop string.
 
-    Only empty where `logprobs` has tokens whose text is held back or has none.
+    `logprobs` has the tokens whose text ends in it; see `engine/logprobs.py` for which are listed.
+    Only empty where these have no text, so never without `Request.num_logprobs`.
     """
 
     text: str
-    logprobs: tuple[SampledLogprob, ...] = ()  # of the tokens since the last Delta
+    logprobs: tuple[SampledLogprob, ...] = ()
 
 
 class Finished(Struct, frozen=True, tag=True):

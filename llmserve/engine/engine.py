@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, Started
 from llmserve.engine import prompt
+from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
@@ -144,13 +145,7 @@ class Engine:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
         tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
-        vocab_size = self.info.vocab_size
-        for token in request.sampling.logit_bias:
-            if not 0 <= token < vocab_size:
-                raise InvalidRequestError(
-                    f"token {token} is not in the vocabulary of {vocab_size} tokens",
-                    param=f"parameters.logit_bias.{token}",
-                )
+        _check_parameters(request, self.info.vocab_size)
         room = self.limits.context_length - len(tokens)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         return Submit(
@@ -161,6 +156,7 @@ class Engine:
             stop=request.stop,
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             accepted_s=accepted_s,
+            num_logprobs=request.num_logprobs,
         )
 
     @contextlib.contextmanager
@@ -211,6 +207,21 @@ class Engine:
             events.put_nowait(Failed(ended.fault))
         self._requests.clear()
         self._start_closing()  # what failed serves nobody: give its memory back at once
+
+
+def _check_parameters(request: Request, vocab_size: int) -> None:
+    for token in request.sampling.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"token {token} is not in the vocabulary of {vocab_size} tokens",
+                param=f"parameters.logit_bias.{token}",
+            )
+    if request.num_logprobs is not None and not 0 <= request.num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequestError(
+            f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
+            f" {MAX_LOGPROBS}",
+            param="logprobs",
+        )
 
 
 def _duration_s(finished: Finished) -> float:

@@ -18,6 +18,7 @@ class Submit(Struct, frozen=True, tag=True):
     stop: tuple[str, ...]
     seed: int
     accepted_s: float  # on the monotonic clock
+    num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
 
 
 class Cancel(Struct, frozen=True, tag=True):

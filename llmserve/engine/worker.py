@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-from llmserve.core import Delta, FinishReason
+from llmserve.core import FinishReason
+from llmserve.engine.logprobs import LogprobStream, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
     Command,
@@ -145,6 +146,7 @@ class Worker:
             ),
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
+            logprobs=None if submit.num_logprobs is None else LogprobStream(submit.num_logprobs),
         )
 
     def _forget(self, request_id: int) -> None:
@@ -225,30 +227,38 @@ class Worker:
         ready = [sequence for sequence, _ in work if sequence.num_pending == 0]
         tokens = choose_tokens(logits, [sequence.sampler for sequence in ready])
         replies: list[Reply] = []
-        for sequence, token in zip(ready, tokens, strict=True):
+        for sequence, token, row in zip(ready, tokens, logits, strict=True):
             if token is None:
                 self._fail([sequence], "the model computed no finite logits for this request")
             else:
-                replies += self._take(sequence, token, now_s)
+                replies += self._take(sequence, token, row, now_s)
         return replies
 
-    def _take(self, sequence: Sequence, token: int, now_s: float) -> list[Reply]:
-        """Add one token to its sequence, and end the sequence where that ends it."""
+    def _take(self, sequence: Sequence, token: int, row: Logits, now_s: float) -> list[Reply]:
+        """Add one token, chosen from `row`, to its sequence, and end that where the token does."""
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
         else:
             piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
+            if piece.stop is None and sequence.logprobs is not None:
+                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
             if piece.stop is None and sequence.is_full:
                 rest = sequence.text.flush()
                 piece, reason = Piece(piece.text + rest.text, rest.stop), FinishReason.LENGTH
         if piece.stop is not None:
             reason = FinishReason.STOP
-        replies: list[Reply] = [(sequence.id, Delta(piece.text))] if piece.text else []
+        replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
         if reason is not None:
             replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
             self._release(sequence)
         return replies
+
+    def _note_logprob(
+        self, sequence: Sequence, logprobs: LogprobStream, token: int, row: Logits, piece: Piece
+    ) -> None:
+        entry = sampled_logprob(row, token, logprobs.num_top, self._runtime.token_bytes)
+        logprobs.push(entry, len(piece.text) + sequence.text.held_len)
 
     # -- leaving ----------------------------------------------------------------------------
 
@@ -282,8 +292,7 @@ class Worker:
         replies: list[Reply] = []
         for sequence in [*self._running, *self._waiting]:
             piece = sequence.text.flush()
-            if piece.text:
-                replies.append((sequence.id, Delta(piece.text)))
+            replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
         self._running, self._waiting = [], []  # their cells end with the runtime

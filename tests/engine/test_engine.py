@@ -285,6 +285,23 @@ def test_a_model_with_a_broken_template_still_completes() -> None:
 # -- usage, timings, seeds -----------------------------------------------------------------------
 
 
+def test_log_probabilities_and_a_prompt_of_tokens() -> None:
+    async def main() -> None:
+        async with engine_on(FakeRuntime()) as engine:
+            request = Request(
+                prompt_tokens=(97, 98), max_tokens=8, sampling=ENDLESS, num_logprobs=20
+            )
+            events = [event async for event in engine.generate(request)]
+            deltas = [event for event in events if isinstance(event, Delta)]
+            entries = [entry for delta in deltas for entry in delta.logprobs]
+            assert isinstance(events[0], Started)
+            assert events[0].prompt_tokens == 2
+            assert "".join(d.text for d in deltas) == answer_alone(b"ab", 8, sampling=ENDLESS).text
+            assert [len(entry.top) for entry in entries] == [20] * 8
+
+    run(main)
+
+
 def test_usage_and_timings() -> None:
     async def main() -> None:
         async with engine_on(FakeRuntime(num_slots=1)) as engine:
@@ -464,6 +481,9 @@ def test_without_a_queue_only_the_slots_count() -> None:
             InvalidRequestError,
             "parameters.logit_bias.-1",
         ),
+        (completion("x", num_logprobs=21), InvalidRequestError, "logprobs"),
+        (completion("x", num_logprobs=-1), InvalidRequestError, "logprobs"),
+        (Request(prompt_tokens=(1, 257)), InvalidRequestError, "prompt.1"),
         (Request(prompt="x", mode=Mode.CHAT), InvalidRequestError, "mode"),
         (
             Request(messages=(Message("user", "x" * 1000),)),

@@ -23,6 +23,7 @@ from llmserve.core import Delta, Finished, FinishReason, Message, Mode, Request,
 from llmserve.engine import llama
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
@@ -430,6 +431,18 @@ def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     runtime.abort()
     runtime.clear_abort()
     assert ask(address) is False
+
+
+def test_log_probabilities_of_a_real_row(runtime: LlamaRuntime) -> None:
+    row = decode_alone(runtime, tokens_of(runtime, TEXTS[0]))
+    exact = row.astype(np.float64)
+    exact -= np.log(np.exp(exact - exact.max()).sum()) + exact.max()
+    said = sampled_logprob(row, int(row.argmax()), 5, runtime.token_bytes)
+    assert said.chosen == said.top[0]
+    assert [entry.token for entry in said.top] == np.argsort(-exact)[:5].tolist()
+    for entry in said.top:
+        assert entry.logprob == pytest.approx(exact[entry.token], abs=1e-5)
+    assert said.chosen.data == b" Paris"
 
 
 # -- through the engine ---------------------------------------------------------------------------
