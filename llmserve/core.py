@@ -8,6 +8,7 @@ non-streaming answer folds the same events that a stream encodes. A failure is a
 
 from collections.abc import AsyncGenerator
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 
@@ -48,8 +49,18 @@ class SamplingParams(Struct, frozen=True):
     ignore_eos: bool = False  # never choose an end-of-generation token
 
 
+class Constraint(Struct, frozen=True):
+    """What the whole answer must match; see `engine/constraint.py`."""
+
+    kind: Literal["json", "json_schema", "regex", "lark"]  # json: any JSON object
+    source: str = ""  # the schema as JSON text, the expression or the grammar
+
+
 class Request(Struct, frozen=True):
-    """One generation, in no dialect. Exactly one of `prompt` and `messages` is set.
+    """One generation, in no dialect: one of `prompt`, `prompt_tokens` and `messages` is set.
+
+    `prompt_tokens` go to the model as they are, with mode completion. `num_logprobs` asks for the
+    log probability of each generated token and of that many alternatives.
 
     `model` and `mode` None mean the default model and the model's own default mode. `max_tokens`
     None means until the model stops or the context is full. `seed` None draws one, which
@@ -58,6 +69,7 @@ class Request(Struct, frozen=True):
 
     model: str | None = None
     prompt: str | None = None
+    prompt_tokens: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
     mode: Mode | None = None
     system: str | None = None
@@ -65,6 +77,8 @@ class Request(Struct, frozen=True):
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    num_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 class Usage(Struct, frozen=True):
@@ -91,10 +105,28 @@ class Started(Struct, frozen=True, tag=True):
     seed: int
 
 
+class TokenLogprob(Struct, frozen=True):
+    """A token with the natural logarithm of its probability, before any sampling parameter."""
+
+    token: int
+    data: bytes  # its text, possibly a part of a character
+    logprob: float
+
+
+class SampledLogprob(Struct, frozen=True):
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]  # the most likely tokens, falling
+
+
 class Delta(Struct, frozen=True, tag=True):
-    """New text. Never empty, never ends inside a character or a possible stop string."""
+    """New text. Never ends inside a character or a possible stop string.
+
+    `logprobs` has the tokens whose text ends in it; see `engine/logprobs.py` for which are listed.
+    Only empty where these have no text, so never without `Request.num_logprobs`.
+    """
 
     text: str
+    logprobs: tuple[SampledLogprob, ...] = ()
 
 
 class Finished(Struct, frozen=True, tag=True):

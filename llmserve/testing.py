@@ -47,6 +47,7 @@ class FakeRuntime:
             bos_text="",
             eos_text="",
             chat_template=chat_template,
+            max_token_bytes=1,
         )
         self.limits = RuntimeLimits(num_cells, num_slots, max_batch, context_length or num_cells)
         self.cells: list[list[int]] = [[] for _ in range(num_slots)]

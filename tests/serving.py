@@ -22,7 +22,7 @@ import msgspec
 import llmserve
 from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
-from llmserve.engine.messages import StepStats
+from llmserve.engine.messages import Load, StepStats
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
 from llmserve.pool.placement import Placement
@@ -132,7 +132,9 @@ class FakeService:
         def on_step(stats: StepStats) -> None:
             num_tokens = stats.num_decoded + stats.num_prefilled
             self.metrics.observe_step(spec.name, num_tokens, stats.step_s)
-            self.metrics.observe_load(spec.name, stats.num_running, stats.num_waiting)
+
+        def on_load(load: Load) -> None:
+            self.metrics.observe_load(spec.name, load.num_running, load.num_waiting)
 
         return Engine(
             spec.name,
@@ -140,6 +142,7 @@ class FakeService:
             max_queue=spec.max_queue,
             default_mode=spec.default_mode,
             on_step=on_step,
+            on_load=on_load,
         )
 
     @property

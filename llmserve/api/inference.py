@@ -104,6 +104,8 @@ class StreamEncoder:
             case Started():
                 self._started = event
                 return b""
+            case Delta(text=""):
+                return b""
             case Delta(text):
                 self._texts.append(text)
                 return sse_event(msgspec.json.encode(StreamDelta(text)))

@@ -1,7 +1,7 @@
 """One loaded model behind an async iterator. Hides where the worker lives.
 
-Everything here runs on the event loop; rendering and tokenizing run in a thread of their own, so
-that a long prompt holds up neither the loop nor the worker's steps.
+Everything here runs on the event loop; rendering and tokenizing run in threads of their own,
+so that a long prompt holds up neither the loop nor the worker's steps.
 """
 
 import asyncio
@@ -15,13 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, Started
 from llmserve.engine import prompt
-from llmserve.engine.messages import Ended, Failed, Report, StepStats, Submit
+from llmserve.engine.logprobs import MAX_LOGPROBS
+from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
 
 MAX_RETRY_AFTER_S = 120
+
+# Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
+# because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
+# keep their state in a session of their own (llama-vocab.cpp), so they may run side by side.
+NUM_ENCODERS = 2
 
 
 class Engine:
@@ -38,6 +44,7 @@ class Engine:
         max_queue: int,
         default_mode: Mode | None = None,
         on_step: Callable[[StepStats], None] = lambda stats: None,
+        on_load: Callable[[Load], None] = lambda load: None,
         thread: ModelThread | None = None,
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
@@ -46,8 +53,9 @@ class Engine:
         self._max_queue = max_queue
         self._default_mode = default_mode
         self._on_step = on_step
+        self._on_load = on_load
         self._template = prompt.load_template(runtime.info)
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix=f"encoder-{name}")
+        self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Failed]] = {}
         self._num_active = 0
@@ -71,6 +79,11 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether it takes requests. False for good once the worker failed or `close` began."""
         return self._closing is None
+
+    @property
+    def num_queued(self) -> int:
+        """Requests beyond the slots, also those whose prompt is still being tokenized."""
+        return max(0, self._num_active - self.limits.num_slots)
 
     async def generate(self, request: Request) -> EventStream:
         """`Started`, any number of `Delta`, `Finished`. Leaving early cancels.
@@ -118,11 +131,10 @@ class Engine:
 
     def _admit(self) -> None:
         self._check_alive()
-        num_slots = self.limits.num_slots
-        num_queued = self._num_active - num_slots
-        if num_queued < self._max_queue:
+        if self._num_active - self.limits.num_slots < self._max_queue:
             return
-        wait_s = self._mean_request_s * (num_queued + 1) / num_slots
+        num_slots = self.limits.num_slots
+        wait_s = self._mean_request_s * (self.num_queued + 1) / num_slots
         raise QueueFullError(
             f"model {self.name!r} answers {num_slots} requests at a time and {self._max_queue}"
             " more are waiting; try again later",
@@ -130,16 +142,10 @@ class Engine:
         )
 
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
-        """Render and tokenize. Runs in the encoder's thread."""
+        """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
         tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
-        vocab_size = self.info.vocab_size
-        for token in request.sampling.logit_bias:
-            if not 0 <= token < vocab_size:
-                raise InvalidRequestError(
-                    f"token {token} is not in the vocabulary of {vocab_size} tokens",
-                    param=f"parameters.logit_bias.{token}",
-                )
+        _check_parameters(request, self.info.vocab_size)
         room = self.limits.context_length - len(tokens)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         return Submit(
@@ -150,6 +156,7 @@ class Engine:
             stop=request.stop,
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             accepted_s=accepted_s,
+            num_logprobs=request.num_logprobs,
         )
 
     @contextlib.contextmanager
@@ -186,9 +193,12 @@ class Engine:
                     del self._requests[request_id]
         if report.stats:
             self._on_step(report.stats)
+        if report.load:
+            self._on_load(report.load)
 
     def _end(self, ended: Ended) -> None:
         """The worker is gone: nobody may wait for it any longer."""
+        self._on_load(Load())
         if ended.fault is None:
             assert not self._requests, "the worker stopped without finishing these"
             return
@@ -197,6 +207,21 @@ class Engine:
             events.put_nowait(Failed(ended.fault))
         self._requests.clear()
         self._start_closing()  # what failed serves nobody: give its memory back at once
+
+
+def _check_parameters(request: Request, vocab_size: int) -> None:
+    for token in request.sampling.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"token {token} is not in the vocabulary of {vocab_size} tokens",
+                param=f"parameters.logit_bias.{token}",
+            )
+    if request.num_logprobs is not None and not 0 <= request.num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequestError(
+            f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
+            f" {MAX_LOGPROBS}",
+            param="logprobs",
+        )
 
 
 def _duration_s(finished: Finished) -> float:

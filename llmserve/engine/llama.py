@@ -4,11 +4,13 @@ Return codes, null pointers and log lines of llama.cpp become our errors here an
 Arguments are checked before each call, because a failed GGML_ASSERT ends the process.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from llmserve.engine.runtime import (
     OutOfCellsError,
     RuntimeLimits,
 )
+from llmserve.engine.vocabulary import TokenBound, measure
 from llmserve.errors import EngineError, ModelFileError
 
 log = logging.getLogger(__name__)
@@ -113,7 +116,10 @@ class LlamaRuntime:
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         num_outputs = self._batch.fill(chunks)
-        code = lib.llama_decode(self._context, self._batch.struct)
+        with _own_abort(self._abort_flag) as lines:
+            code = lib.llama_decode(self._context, self._batch.struct)
+        if lines:
+            _emit(lines, as_debug=code == 2)
         if code == 1:
             raise OutOfCellsError
         if code == 2:
@@ -200,13 +206,52 @@ _LOG_LEVELS = {3: logging.WARNING, 4: logging.ERROR}  # ggml's; what it calls in
 _last_errors: list[str] = []  # the first ones since the last load began
 
 
+class _Decoding(threading.local):
+    """The abort flag of the decode that runs in this thread, and what it said since it was set."""
+
+    abort_flag: "ctypes.Array[ctypes.c_char] | None" = None
+    lines: "list[tuple[int, str]]"
+
+
+_decoding = _Decoding()
+
+
+@contextlib.contextmanager
+def _own_abort(abort_flag: "ctypes.Array[ctypes.c_char]") -> Iterator[list[tuple[int, str]]]:
+    """Hold back what llama.cpp logs once it has been told to stop: it calls that an error.
+
+    Gives (level, message) of each line, to be emitted when the outcome is known. Anything else is
+    logged at once: what comes before a failed assertion must not be lost.
+    """
+    lines: list[tuple[int, str]] = []
+    _decoding.lines = lines
+    _decoding.abort_flag = abort_flag
+    try:
+        yield lines
+    finally:
+        _decoding.abort_flag = None
+
+
+def _emit(lines: Iterable[tuple[int, str]], *, as_debug: bool) -> None:
+    for level, message in lines:
+        log.log(logging.DEBUG if as_debug else _log_level(level), "%s", message)
+
+
+def _log_level(level: int) -> int:
+    return _LOG_LEVELS.get(level, logging.DEBUG)
+
+
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes, _user_data: object) -> None:
     message = text.decode(errors="replace").rstrip()
+    flag = _decoding.abort_flag
+    if flag is not None and flag[0] != b"\0":
+        _decoding.lines.append((level, message))
+        return
     if level == 4 and len(_last_errors) < 3:
         _last_errors.append(message)
     if message.strip(". "):
-        log.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
+        log.log(_log_level(level), "%s", message)
 
 
 def system_info() -> str:
@@ -269,6 +314,7 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
     description = ctypes.create_string_buffer(256)
     lib.llama_model_desc(model, description, len(description))
     template = lib.llama_model_chat_template(model, None)
+    bound = _token_bound(model, vocab)
     return ModelInfo(
         description=description.value.decode(errors="replace"),
         vocab_size=vocab_size,
@@ -276,6 +322,21 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
         bos_text=_special_text(vocab, lib.llama_vocab_bos(vocab)),
         eos_text=_special_text(vocab, lib.llama_vocab_eos(vocab)),
         chat_template=template.decode(errors="replace") if template else None,
+        max_token_bytes=bound.max_token_bytes if bound else None,
+        lost_bytes=bound.lost_bytes if bound else b"",
+    )
+
+
+def _token_bound(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> TokenBound | None:
+    tokenizer = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", tokenizer, len(tokenizer))
+    strip = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
+    return measure(
+        tokenizer.value.decode(errors="replace"),
+        lib.llama_vocab_n_tokens(vocab),
+        functools.partial(lib.llama_vocab_get_text, vocab),
+        functools.partial(_token_to_piece, vocab, special=True),
+        lambda token: bool(lib.llama_vocab_get_attr(vocab, token) & strip),
     )
 
 

@@ -18,6 +18,7 @@ class Submit(Struct, frozen=True, tag=True):
     stop: tuple[str, ...]
     seed: int
     accepted_s: float  # on the monotonic clock
+    num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -41,9 +42,14 @@ class StepStats(Struct, frozen=True, tag=True):
 
     num_decoded: int  # sequences that computed one token
     num_prefilled: int  # prompt tokens
-    num_running: int
-    num_waiting: int
     step_s: float
+
+
+class Load(Struct, frozen=True, tag=True):
+    """How many requests the worker has, for the metrics."""
+
+    num_running: int = 0
+    num_waiting: int = 0
 
 
 Command = Submit | Cancel | Stop
@@ -55,6 +61,7 @@ class StepReport(Struct, frozen=True, tag=True):
 
     replies: list[Reply]
     stats: StepStats | None = None
+    load: Load | None = None  # where it has changed
 
 
 class Ended(Struct, frozen=True, tag=True):

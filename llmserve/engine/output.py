@@ -27,6 +27,11 @@ class TextStream:
         self._matchers = [_Matcher(stop) for stop in _reachable(stops)]  # longest first
         self._held = ""
 
+    @property
+    def held_len(self) -> int:
+        """How many characters are held back, one that is incomplete included."""
+        return len(self._held) + bool(self._decoder.getstate()[0])
+
     def push(self, data: bytes) -> Piece:
         """Add one token's bytes. After a piece with a stop nothing more may be pushed."""
         return self._advance(self._decoder.decode(data))

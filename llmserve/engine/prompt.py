@@ -5,6 +5,7 @@ import logging
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine.runtime import ModelInfo, Runtime
+from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import InvalidRequestError, TooLargeError
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,12 @@ def resolve_mode(request: Request, default_mode: Mode | None, *, has_template: b
 
     Raises `InvalidRequestError` where mode and input do not go together.
     """
+    if request.prompt_tokens is not None:
+        if request.mode in (None, Mode.COMPLETION) and request.system is None:
+            return Mode.COMPLETION
+        raise InvalidRequestError(
+            "a prompt of tokens goes with mode completion only, without system", param="prompt"
+        )
     mode = request.mode
     if mode is None and request.messages is not None:
         mode = Mode.CHAT
@@ -68,15 +75,19 @@ def encode(
 ) -> list[int]:
     """The prompt's tokens, with room for at least one more in the context.
 
-    Runs off the event loop. Raises `InvalidRequestError` and `TooLargeError`.
+    Tokens are taken as they are: no BOS is added. Runs off the event loop. Raises
+    `InvalidRequestError` and `TooLargeError`.
     """
     mode = resolve_mode(request, default_mode, has_template=template is not None)
+    if request.prompt_tokens is not None:
+        return _check_tokens(request.prompt_tokens, runtime)
     text = build_text(request, mode, template)
     bos = runtime.info.bos_text
     # Most templates write BOS themselves, and a second one degrades the answer.
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
     try:
+        _check_hopeless(text, runtime, field)
         tokens = runtime.tokenize(text, add_special=not has_bos)
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
@@ -84,11 +95,41 @@ def encode(
         ) from error
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
-    context_length = runtime.limits.context_length
-    if len(tokens) >= context_length:
-        raise TooLargeError(
-            f"{field} has {len(tokens)} tokens; the context of this model holds {context_length},"
-            " one of which the answer needs; shorten it",
-            param=field,
-        )
+    if len(tokens) >= runtime.limits.context_length:
+        raise _too_long(field, f"{len(tokens)}", runtime)
     return tokens
+
+
+def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:
+    """One that is not in the vocabulary would fail the step of everybody in its batch."""
+    if not tokens:
+        raise InvalidRequestError("prompt is empty; give at least one token", param="prompt")
+    if len(tokens) >= runtime.limits.context_length:
+        raise _too_long("prompt", f"{len(tokens)}", runtime)
+    vocab_size = runtime.info.vocab_size
+    for index, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"token {token} at index {index} is not in the vocabulary of {vocab_size} tokens",
+                param=f"prompt.{index}",
+            )
+    return list(tokens)
+
+
+def _check_hopeless(text: str, runtime: Runtime, field: str) -> None:
+    """Refuse what cannot fit however it is tokenized, which would take seconds to find out."""
+    info, context_length = runtime.info, runtime.limits.context_length
+    # A character has at most four bytes: most prompts need not even be encoded.
+    if info.max_token_bytes is None or 4 * len(text) < context_length * info.max_token_bytes:
+        return
+    num_tokens = min_tokens(text, info.max_token_bytes, info.lost_bytes)
+    if num_tokens >= context_length:
+        raise _too_long(field, f"at least {num_tokens}", runtime)
+
+
+def _too_long(field: str, num_tokens: str, runtime: Runtime) -> TooLargeError:
+    return TooLargeError(
+        f"{field} has {num_tokens} tokens; the context of this model holds"
+        f" {runtime.limits.context_length}, one of which the answer needs; shorten it",
+        param=field,
+    )

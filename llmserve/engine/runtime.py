@@ -23,6 +23,8 @@ class ModelInfo(Struct, frozen=True):
     bos_text: str  # "" if the model has none; templates write it themselves
     eos_text: str
     chat_template: str | None  # jinja source from the GGUF
+    max_token_bytes: int | None = None  # of text in one token; None: no bound is known
+    lost_bytes: bytes = b""  # bytes of text that may have no token at all
 
 
 class RuntimeLimits(Struct, frozen=True):

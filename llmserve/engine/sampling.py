@@ -32,7 +32,7 @@ BLOCK_SIZE = 256  # weights summed at once where one token of many is drawn
 class Sampler:
     """One request's sampling state: parameters, a private generator, penalties so far."""
 
-    __slots__ = ("_offsets", "_params", "_rng", "_seen")
+    __slots__ = ("_eog_tokens", "_offsets", "_params", "_rng", "_seen", "_vocab_size")
 
     def __init__(
         self, params: SamplingParams, *, seed: int, vocab_size: int, eog_tokens: Iterable[int]
@@ -40,18 +40,22 @@ class Sampler:
         self._params = params
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._seen: set[int] = set()
-        self._offsets = _offsets(params, vocab_size, eog_tokens)
+        self._vocab_size = vocab_size
+        self._eog_tokens = eog_tokens
+        # Made by the first choice: a request that waits should not hold a vocabulary of numbers.
+        self._offsets: Floats | None = None
+        assert all(0 <= token < vocab_size for token in params.logit_bias), "checked by the engine"
 
     @property
     def takes_maximum(self) -> bool:
         """Whether the answer is simply the largest raw logit."""
-        return self._offsets is None and self._params.temperature < GREEDY_BELOW
+        return not _has_offsets(self._params) and self._params.temperature < GREEDY_BELOW
 
     # Differences beyond float32 become -inf and their weight 0, as they should.
     @np.errstate(over="ignore", invalid="ignore")
     def choose(self, logits: Floats) -> int | None:
         """One token from a (vocab,) row; None if the row holds no usable maximum."""
-        scores = logits if self._offsets is None else logits + self._offsets
+        scores = logits + self._own_offsets() if _has_offsets(self._params) else logits
         top = int(scores.argmax())
         maximum = float(scores[top])
         if not math.isfinite(maximum):
@@ -67,15 +71,23 @@ class Sampler:
         params = self._params
         if not (params.frequency_penalty or params.presence_penalty):
             return
-        assert self._offsets is not None
-        self._offsets[token] -= params.frequency_penalty
+        offsets = self._own_offsets()
+        offsets[token] -= params.frequency_penalty
         if token not in self._seen:
             self._seen.add(token)
-            self._offsets[token] -= params.presence_penalty
+            offsets[token] -= params.presence_penalty
+
+    def _own_offsets(self) -> Floats:
+        if self._offsets is None:
+            self._offsets = _offsets(self._params, self._vocab_size, self._eog_tokens)
+        return self._offsets
 
 
 def choose_tokens(logits: Floats, samplers: Sequence[Sampler]) -> list[int | None]:
-    """One token for each row of (rows, vocab); None where a row holds no usable number."""
+    """One token for each row of (rows, vocab); None where a row holds no usable number.
+
+    Leaves `logits` as they are: log probabilities are taken from them afterwards.
+    """
     assert len(logits) == len(samplers)
     if not samplers:
         return []
@@ -165,11 +177,14 @@ def _nucleus_size(falling: Floats, target: float) -> int:
     return min(int(cumulative.searchsorted(target)) + 1, len(falling))
 
 
-def _offsets(params: SamplingParams, vocab_size: int, eog_tokens: Iterable[int]) -> Floats | None:
-    """What is added to the logits before anything else, or None if nothing ever is."""
+def _has_offsets(params: SamplingParams) -> bool:
+    """Whether anything is ever added to the logits."""
     penalized = params.frequency_penalty or params.presence_penalty
-    if not (params.logit_bias or params.ignore_eos or penalized):
-        return None
+    return bool(params.logit_bias or params.ignore_eos or penalized)
+
+
+def _offsets(params: SamplingParams, vocab_size: int, eog_tokens: Iterable[int]) -> Floats:
+    """What is added to the logits before anything else."""
     offsets = np.zeros(vocab_size, dtype=np.float32)
     for token, bias in params.logit_bias.items():
         offsets[token] += bias

@@ -8,7 +8,8 @@ preempted sequence resumes by computing all its tokens again.
 
 from dataclasses import dataclass, field
 
-from llmserve.core import Finished, FinishReason, Timings, Usage
+from llmserve.core import Delta, Finished, FinishReason, Timings, Usage
+from llmserve.engine.logprobs import LogprobStream
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
 
@@ -22,6 +23,7 @@ class Sequence:
     sampler: Sampler
     text: TextStream
     accepted_s: float  # this and the following: seconds on the monotonic clock
+    logprobs: LogprobStream | None = None  # where they were asked for
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -52,6 +54,11 @@ class Sequence:
         self.last_token_s = now_s
         if self.first_token_s is None:
             self.first_token_s = now_s
+
+    def deltas(self, text: str) -> list[Delta]:
+        """`text` to show and what it completes: one Delta, or none if there is nothing to say."""
+        logprobs = () if self.logprobs is None else self.logprobs.release(text)
+        return [Delta(text, logprobs)] if text or logprobs else []
 
     def finished(self, reason: FinishReason, stop: str | None, now_s: float) -> Finished:
         """The last event of this sequence."""

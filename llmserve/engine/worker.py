@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-from llmserve.core import Delta, FinishReason
+from llmserve.core import FinishReason
+from llmserve.engine.logprobs import LogprobStream, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
     Command,
     Ended,
     Failed,
+    Load,
     Reply,
     Report,
     StepReport,
@@ -57,6 +59,7 @@ class Worker:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []  # in the order of arrival
         self._num_arrivals = 0
+        self._told_load = Load()
         self._is_cramped = False  # fewer cells than the books say: nobody enters for now
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
@@ -99,6 +102,8 @@ class Worker:
         self._prefilling = None
         self._runtime.clear_abort()
         while self._is_idle or not self._inbox.empty():
+            if self._is_idle:
+                self._tell([])  # no step will say that the last one left
             command = self._inbox.get()
             if isinstance(command, Stop):
                 return False
@@ -121,7 +126,7 @@ class Worker:
             sequence = self._new_sequence(submit)
         except Exception:  # parameters that somebody above should have refused
             log.exception("request %d cannot start", submit.id)
-            self._report(StepReport([(submit.id, Failed("the request has unusable parameters"))]))
+            self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
             self._waiting.append(sequence)
 
@@ -141,6 +146,7 @@ class Worker:
             ),
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
+            logprobs=None if submit.num_logprobs is None else LogprobStream(submit.num_logprobs),
         )
 
     def _forget(self, request_id: int) -> None:
@@ -154,6 +160,7 @@ class Worker:
         waiting = [] if self._is_cramped else self._waiting
         plan = plan_step(self._running, waiting, self._limits)
         self._apply(plan)
+        self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
         logits = self._decode(plan.work)
         if logits is None:
@@ -164,11 +171,17 @@ class Worker:
         stats = StepStats(
             num_decoded=num_decoded,
             num_prefilled=plan.num_tokens - num_decoded,
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
             step_s=now_s - begin_s,
         )
-        self._report(StepReport(replies, stats))
+        self._tell(replies, stats)
+
+    def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
+        """Report what there is to say, and the load where it has changed."""
+        load = Load(len(self._running), len(self._waiting))
+        changed = load != self._told_load
+        self._told_load = load
+        if replies or stats or changed:
+            self._report(StepReport(replies, stats, load if changed else None))
 
     def _apply(self, plan: Plan) -> None:
         for sequence in plan.preempt:
@@ -214,30 +227,38 @@ class Worker:
         ready = [sequence for sequence, _ in work if sequence.num_pending == 0]
         tokens = choose_tokens(logits, [sequence.sampler for sequence in ready])
         replies: list[Reply] = []
-        for sequence, token in zip(ready, tokens, strict=True):
+        for sequence, token, row in zip(ready, tokens, logits, strict=True):
             if token is None:
                 self._fail([sequence], "the model computed no finite logits for this request")
             else:
-                replies += self._take(sequence, token, now_s)
+                replies += self._take(sequence, token, row, now_s)
         return replies
 
-    def _take(self, sequence: Sequence, token: int, now_s: float) -> list[Reply]:
-        """Add one token to its sequence, and end the sequence where that ends it."""
+    def _take(self, sequence: Sequence, token: int, row: Logits, now_s: float) -> list[Reply]:
+        """Add one token, chosen from `row`, to its sequence, and end that where the token does."""
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
         else:
             piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
+            if piece.stop is None and sequence.logprobs is not None:
+                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
             if piece.stop is None and sequence.is_full:
                 rest = sequence.text.flush()
                 piece, reason = Piece(piece.text + rest.text, rest.stop), FinishReason.LENGTH
         if piece.stop is not None:
             reason = FinishReason.STOP
-        replies: list[Reply] = [(sequence.id, Delta(piece.text))] if piece.text else []
+        replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
         if reason is not None:
             replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
             self._release(sequence)
         return replies
+
+    def _note_logprob(
+        self, sequence: Sequence, logprobs: LogprobStream, token: int, row: Logits, piece: Piece
+    ) -> None:
+        entry = sampled_logprob(row, token, logprobs.num_top, self._runtime.token_bytes)
+        logprobs.push(entry, len(piece.text) + sequence.text.held_len)
 
     # -- leaving ----------------------------------------------------------------------------
 
@@ -271,11 +292,11 @@ class Worker:
         replies: list[Reply] = []
         for sequence in [*self._running, *self._waiting]:
             piece = sequence.text.flush()
-            if piece.text:
-                replies.append((sequence.id, Delta(piece.text)))
+            replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
-        self._report(StepReport(replies))
+        self._running, self._waiting = [], []  # their cells end with the runtime
+        self._tell(replies)
 
     def _fail(self, sequences: list[Sequence], message: str) -> None:
         for sequence in sequences:
@@ -283,7 +304,7 @@ class Worker:
                 self._release(sequence)
             elif sequence in self._waiting:
                 self._waiting.remove(sequence)
-        self._report(StepReport([(s.id, Failed(message)) for s in sequences]))
+        self._tell([(s.id, Failed(message)) for s in sequences])
 
 
 def _slot(sequence: Sequence) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmserve.engine.engine import Engine
-from llmserve.engine.messages import StepStats
+from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.thread import ModelThread
 from llmserve.metrics import Metrics
 from llmserve.pool.memory import repacked_types
@@ -53,7 +53,9 @@ class EngineLoader:
         def on_step(stats: StepStats) -> None:
             metrics = self._metrics
             metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
-            metrics.observe_load(spec.name, stats.num_running, stats.num_waiting)
+
+        def on_load(load: Load) -> None:
+            self._metrics.observe_load(spec.name, load.num_running, load.num_waiting)
 
         try:
             return Engine(
@@ -62,6 +64,7 @@ class EngineLoader:
                 max_queue=spec.max_queue,
                 default_mode=spec.default_mode,
                 on_step=on_step,
+                on_load=on_load,
                 thread=thread,
             )
         except BaseException:

@@ -12,7 +12,8 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.core import Mode
+from llmserve.api.inference import StreamEncoder
+from llmserve.core import Delta, Mode
 from llmserve.errors import EngineError, ModelFileError
 from llmserve.testing import EOS, reference_greedy
 from tests.serving import (
@@ -567,7 +568,6 @@ def test_metrics_show_the_queue() -> None:
         wait_until(lambda: service.metric("llmserve_queue_depth") == 0)
 
 
-@pytest.mark.xfail(reason="the worker reports no numbers when a cancel leaves it idle")
 def test_metrics_forget_a_client_that_left() -> None:
     with fake_service(gated=True) as service:
         with service.connect(raw_inference(ask(max_tokens=100))):
@@ -777,3 +777,12 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
         service.wait_idle()
         assert service.post(ask()).json() == {"generated_text": expected("hello", 4)}
     # fake_service checks for tasks that are left over and for errors in the log.
+
+
+# -- the encoder -----------------------------------------------------------------------------------
+
+
+def test_a_delta_without_text_is_no_event() -> None:
+    encoder = StreamEncoder()
+    assert encoder.encode(Delta("")) == b""
+    assert encoder.encode(Delta("a")) == b'data: {"delta":"a"}\n\n'

@@ -24,7 +24,7 @@ from llmserve.core import (
     Started,
 )
 from llmserve.engine.engine import Engine
-from llmserve.engine.messages import StepStats
+from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
 from llmserve.engine.worker import Worker
 from llmserve.errors import (
@@ -285,6 +285,23 @@ def test_a_model_with_a_broken_template_still_completes() -> None:
 # -- usage, timings, seeds -----------------------------------------------------------------------
 
 
+def test_log_probabilities_and_a_prompt_of_tokens() -> None:
+    async def main() -> None:
+        async with engine_on(FakeRuntime()) as engine:
+            request = Request(
+                prompt_tokens=(97, 98), max_tokens=8, sampling=ENDLESS, num_logprobs=20
+            )
+            events = [event async for event in engine.generate(request)]
+            deltas = [event for event in events if isinstance(event, Delta)]
+            entries = [entry for delta in deltas for entry in delta.logprobs]
+            assert isinstance(events[0], Started)
+            assert events[0].prompt_tokens == 2
+            assert "".join(d.text for d in deltas) == answer_alone(b"ab", 8, sampling=ENDLESS).text
+            assert [len(entry.top) for entry in entries] == [20] * 8
+
+    run(main)
+
+
 def test_usage_and_timings() -> None:
     async def main() -> None:
         async with engine_on(FakeRuntime(num_slots=1)) as engine:
@@ -369,6 +386,50 @@ def test_steps_are_told() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("fault", [None, ZeroDivisionError()])
+def test_the_end_of_the_worker_leaves_no_load(fault: BaseException | None) -> None:
+    """Whether it was stopped or died with a request that it had counted."""
+    loads: list[Load] = []
+
+    class Dying(FakeRuntime):
+        def decode(self, chunks: Sequence[Chunk]) -> Logits:
+            logits = super().decode(chunks)
+            if fault and len(self.batch_sizes) > 1:
+                raise fault
+            return logits
+
+    async def main() -> None:
+        gate = Gate()
+        runtime = Dying(gate=gate.semaphore)
+        engine = Engine("fake", runtime, max_queue=1, on_load=loads.append)
+        task = asyncio.create_task(answer(engine, completion("a", sampling=ENDLESS)))
+        gate.open()
+        await settle(lambda: loads == [Load(1, 0)])
+        gate.open()
+        if fault is None:
+            await engine.close()
+        await asyncio.gather(task, return_exceptions=True)
+        await settle(lambda: loads[-1] == Load())
+        await engine.close()
+
+    run(main)
+
+
+def test_the_queue_counts_who_has_no_slot() -> None:
+    async def main() -> None:
+        runtime = SlowTokenizer(num_slots=2)
+        async with engine_on(runtime) as engine:
+            assert engine.num_queued == 0
+            tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(5)]
+            await asyncio.to_thread(runtime.tokenizing.wait)
+            assert engine.num_queued == 3
+            runtime.may_tokenize.set()
+            await asyncio.gather(*tasks)
+            assert engine.num_queued == 0
+
+    run(main)
+
+
 # -- admission -----------------------------------------------------------------------------------
 
 
@@ -420,6 +481,9 @@ def test_without_a_queue_only_the_slots_count() -> None:
             InvalidRequestError,
             "parameters.logit_bias.-1",
         ),
+        (completion("x", num_logprobs=21), InvalidRequestError, "logprobs"),
+        (completion("x", num_logprobs=-1), InvalidRequestError, "logprobs"),
+        (Request(prompt_tokens=(1, 257)), InvalidRequestError, "prompt.1"),
         (Request(prompt="x", mode=Mode.CHAT), InvalidRequestError, "mode"),
         (
             Request(messages=(Message("user", "x" * 1000),)),
@@ -525,8 +589,8 @@ def test_leaving_after_any_number_of_events(num_events: int) -> None:
 class SlowTokenizer(FakeRuntime):
     """Tokenizes only when told to."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, num_slots: int = 4) -> None:
+        super().__init__(num_slots=num_slots)
         self.tokenizing = threading.Event()
         self.may_tokenize = threading.Event()
 
@@ -549,6 +613,26 @@ def test_leaving_while_the_prompt_is_tokenized() -> None:
             assert_nothing_leaked(engine)
             runtime.may_tokenize.set()
             assert await answer(engine, completion("a", 3)) == answer_alone(b"a", 3)
+
+    run(main)
+
+
+def test_a_long_prompt_holds_up_nobody_elses_tokenization() -> None:
+    class SlowOnLong(SlowTokenizer):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            if len(text) > 10:
+                return super().tokenize(text, add_special=add_special)
+            return FakeRuntime.tokenize(self, text, add_special=add_special)
+
+    async def main() -> None:
+        runtime = SlowOnLong()
+        async with engine_on(runtime) as engine:
+            long = asyncio.create_task(answer(engine, completion("x" * 20, 3)))
+            await asyncio.to_thread(runtime.tokenizing.wait)
+            assert await answer(engine, completion("a", 3)) == answer_alone(b"a", 3)
+            assert not long.done()
+            runtime.may_tokenize.set()
+            assert await long == answer_alone(b"x" * 20, 3)
 
     run(main)
 

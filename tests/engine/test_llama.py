@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from llmserve.core import Delta, Finished, FinishReason, Message, Mode, Request,
 from llmserve.engine import llama
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
+from tests.tiny_models import write_llama
 
 MODEL = Path(
     str(
@@ -197,6 +201,54 @@ def test_tokens_spell_unusual_text(runtime: LlamaRuntime, text: str) -> None:
     assert bool(tokens) == bool(text)
 
 
+def test_no_token_is_longer_than_the_longest(
+    runtime: LlamaRuntime, lost_bytes: frozenset[int]
+) -> None:
+    info = runtime.info
+    pieces = (
+        llama._token_to_piece(runtime._vocab, token, special=True)
+        for token in range(info.vocab_size)
+    )
+    assert info.max_token_bytes == max(map(len, pieces))
+    assert frozenset(info.lost_bytes) == lost_bytes
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.sampled_from(["\n" + " " * 80, " ", "=" * 64, "<|im_start|>", "\0", "ż", "▁", "word"]),
+        max_size=30,
+    ).map("".join)
+    | st.text(max_size=60)
+)
+def test_a_text_has_at_least_as_many_tokens_as_its_bound(loaded: LlamaRuntime, text: str) -> None:
+    info = loaded.info
+    assert info.max_token_bytes
+    least = min_tokens(text, info.max_token_bytes, info.lost_bytes)
+    assert len(loaded.tokenize(text, add_special=False)) >= least
+
+
+def test_the_bound_of_a_vocabulary_that_writes_spaces(tmp_path: Path) -> None:
+    runtime = LlamaRuntime(write_llama(tmp_path / "tiny.gguf"), PARAMS)
+    try:
+        info = runtime.info
+        assert (info.max_token_bytes, info.lost_bytes) == (len("<0x00>"), b"")
+        for text in ("▁" * 50, " " * 50, "</s>" * 10, "w1 w22 w3" * 5):
+            least = min_tokens(text, 6, b"")
+            assert len(runtime.tokenize(text, add_special=False)) >= least
+    finally:
+        runtime.close()
+
+
+def test_threads_tokenize_side_by_side(runtime: LlamaRuntime) -> None:
+    """As the engine's encoders do: llama.cpp's vocabulary is const."""
+    texts = [text * n for text in [*TEXTS, "żółć 😀 <|im_start|>\n\n"] for n in range(1, 60)]
+    expected = [tokens_of(runtime, text) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        rounds = [threads.map(tokens_of, [runtime] * len(texts), texts) for _ in range(4)]
+        assert all(list(tokens) == expected for tokens in rounds)
+
+
 def test_special_tokens_are_recognised_and_have_no_text(runtime: LlamaRuntime) -> None:
     tokens = tokens_of(runtime, "<|im_start|>user\nHi<|im_end|>")
     assert len(tokens) == 5
@@ -326,6 +378,47 @@ def test_abort_interrupts_a_prefill_from_another_thread(runtime: LlamaRuntime) -
     np.testing.assert_array_equal(decode_alone(runtime, tokens), expected)
 
 
+def test_what_our_own_abort_causes_is_no_error(
+    runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    runtime.abort()
+    with pytest.raises(AbortedError):
+        runtime.decode([Chunk(0, 0, [1, 2, 3], True)])
+    assert "failed to decode, ret = 2" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_an_error_is_logged_as_one_even_if_an_abort_came_too(
+    runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture, aborted: bool
+) -> None:
+    runtime.decode([Chunk(0, 0, [1, 2, 3], False)])
+    caplog.set_level(logging.DEBUG)
+    if aborted:
+        runtime.abort()
+    with pytest.raises(EngineError):
+        runtime.decode([Chunk(0, 10, [4], True)])
+    errors = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert any("failed to decode, ret = -1" in message for message in errors)
+
+
+def test_an_abort_hides_nothing_that_others_say(
+    runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another thread's lines, those before the abort, and those after the decode."""
+    with llama._own_abort(runtime._abort_flag) as lines:
+        llama._log_callback(4, b"before\n", None)
+        runtime.abort()
+        llama._log_callback(4, b"own\n", None)
+        other = threading.Thread(target=llama._log_callback, args=(4, b"other\n", None))
+        other.start()
+        other.join()
+    llama._log_callback(4, b"after\n", None)
+    assert lines == [(4, "own")]
+    assert [record.message for record in caplog.records] == ["before", "other", "after"]
+
+
 def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     """What llama.cpp sees: a C function of the flag's address to a bool."""
     ask = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(
@@ -338,6 +431,18 @@ def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     runtime.abort()
     runtime.clear_abort()
     assert ask(address) is False
+
+
+def test_log_probabilities_of_a_real_row(runtime: LlamaRuntime) -> None:
+    row = decode_alone(runtime, tokens_of(runtime, TEXTS[0]))
+    exact = row.astype(np.float64)
+    exact -= np.log(np.exp(exact - exact.max()).sum()) + exact.max()
+    said = sampled_logprob(row, int(row.argmax()), 5, runtime.token_bytes)
+    assert said.chosen == said.top[0]
+    assert [entry.token for entry in said.top] == np.argsort(-exact)[:5].tolist()
+    for entry in said.top:
+        assert entry.logprob == pytest.approx(exact[entry.token], abs=1e-5)
+    assert said.chosen.data == b" Paris"
 
 
 # -- through the engine ---------------------------------------------------------------------------

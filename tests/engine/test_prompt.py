@@ -2,6 +2,7 @@
 
 import logging
 
+import msgspec
 import pytest
 
 from llmserve.chat.template import ChatTemplate
@@ -124,6 +125,14 @@ def test_a_bos_that_the_user_writes_is_theirs() -> None:
     assert encode(completion, BosRuntime()) == [1, 1, *b"x"]
 
 
+def test_tokens_are_taken_as_they_are() -> None:
+    for default_mode in (None, *Mode):
+        request = Request(prompt_tokens=(7, 1, 256, 0))
+        assert encode(request, BosRuntime(), default_mode) == [7, 1, 256, 0]
+    request = Request(prompt_tokens=(7,), mode=Mode.COMPLETION)
+    assert encode(request, BosRuntime(chat_template=None)) == [7]
+
+
 # -- refusals -----------------------------------------------------------------------------------
 
 
@@ -138,12 +147,84 @@ def test_an_empty_prompt() -> None:
 def test_a_prompt_that_leaves_no_room() -> None:
     runtime = FakeRuntime(num_cells=100, context_length=50)
     assert len(encode(Request(prompt="x" * 49, mode=Mode.COMPLETION), runtime)) == 49
-    with pytest.raises(TooLargeError, match=r"prompt has 50 tokens; .* holds 50") as caught:
+    with pytest.raises(
+        TooLargeError, match=r"prompt has (at least )?50 tokens; .* holds 50"
+    ) as caught:
         encode(Request(prompt="x" * 50, mode=Mode.COMPLETION), runtime)
     assert caught.value.param == "prompt"
     with pytest.raises(TooLargeError, match="messages has") as caught:
         encode(Request(messages=(Message("user", "x" * 50),)), runtime)
     assert caught.value.param == "messages"
+
+
+class FourByteTokens(FakeRuntime):
+    """One token for every four bytes; NUL has none. Refuses to tokenize what `limit` excludes."""
+
+    def __init__(self, *, num_cells: int, max_text_len: int) -> None:
+        super().__init__(num_cells=num_cells)
+        self.info = msgspec.structs.replace(self.info, max_token_bytes=4, lost_bytes=b"\0")
+        self.max_text_len = max_text_len
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        assert len(text) <= self.max_text_len, "tokenized what cannot fit"
+        return list(text.encode().replace(b"\0", b""))[::4]
+
+
+def test_a_hopeless_prompt_is_refused_before_it_is_tokenized() -> None:
+    runtime = FourByteTokens(num_cells=100, max_text_len=400)
+    assert len(encode(Request(prompt="x" * 396, mode=Mode.COMPLETION), runtime)) == 99
+    for text, least in [("x" * 397, 100), ("é" * 1000, 500), ("😀" * 100, 100), ("x" * 4000, 1000)]:
+        with pytest.raises(TooLargeError, match=rf"has at least {least} tokens; .* holds 100"):
+            encode(Request(prompt=text, mode=Mode.COMPLETION), runtime)
+    with pytest.raises(TooLargeError, match="messages has at least") as caught:
+        encode(Request(messages=(Message("user", "x" * 400),)), runtime)
+    assert caught.value.param == "messages"
+    with pytest.raises(InvalidRequestError, match="no valid Unicode"):
+        encode(Request(prompt="x" * 4000 + "\ud800", mode=Mode.COMPLETION), runtime)
+
+
+def test_what_may_have_no_token_does_not_count() -> None:
+    runtime = FourByteTokens(num_cells=100, max_text_len=5000)
+    text = "\0" * 4000 + "x" * 396
+    assert len(encode(Request(prompt=text, mode=Mode.COMPLETION), runtime)) == 99
+
+
+@pytest.mark.parametrize(
+    ("tokens", "param", "words"),
+    [
+        ((), "prompt", "prompt is empty"),
+        ((1, 2, 257), "prompt.2", "token 257 at index 2 .* of 257 tokens"),
+        ((-1, 2), "prompt.0", "token -1 at index 0"),
+        ((1, 1 << 40), "prompt.1", "token 1099511627776 at index 1"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have(
+    tokens: tuple[int, ...], param: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        encode(Request(prompt_tokens=tokens))
+    assert caught.value.param == param
+
+
+def test_too_many_tokens() -> None:
+    runtime = FakeRuntime(num_cells=100, context_length=50)
+    assert len(encode(Request(prompt_tokens=(1,) * 49), runtime)) == 49
+    with pytest.raises(TooLargeError, match="prompt has 50 tokens"):
+        encode(Request(prompt_tokens=(1,) * 50), runtime)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(prompt_tokens=(1,), mode=Mode.INSTRUCT),
+        Request(prompt_tokens=(1,), mode=Mode.CHAT),
+        Request(prompt_tokens=(1,), system="s"),
+    ],
+)
+def test_tokens_go_with_completion_only(request_: Request) -> None:
+    with pytest.raises(InvalidRequestError, match="mode completion only") as caught:
+        encode(request_)
+    assert caught.value.param == "prompt"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The exact sampler against a slow reference in float64 that sorts everything."""
 
+import tracemalloc
 from collections import Counter
 from typing import NamedTuple
 
@@ -311,3 +312,49 @@ def test_drawing_from_a_large_vocabulary_inverts_its_cumulative_distribution() -
         assert weights[token] > 0
         assert cumulative[token] - weights[token] / weights.sum() - 1e-6 <= share
         assert share <= cumulative[token] + 1e-6
+
+
+# -- what a sampler keeps and leaves -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(frequency_penalty=1.0),
+        SamplingParams(presence_penalty=-1.0, temperature=0),
+        SamplingParams(logit_bias={3: 1.0}),
+        SamplingParams(ignore_eos=True),
+    ],
+)
+def test_a_sampler_that_has_not_chosen_holds_no_vocabulary(params: SamplingParams) -> None:
+    vocab_size = 1_000_000
+    row = np.zeros(vocab_size, dtype=np.float32)
+    tracemalloc.start()
+    try:
+        samplers = [
+            Sampler(params, seed=seed, vocab_size=vocab_size, eog_tokens=EOG) for seed in range(20)
+        ]
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+        samplers[0].choose(row)
+        assert tracemalloc.get_traced_memory()[0] > vocab_size * 4, "or this measures nothing"
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("token", [-1, 5])
+def test_a_bias_outside_the_vocabulary_is_found_at_once(token: int) -> None:
+    """Not by the first choice, where it would end the worker."""
+    with pytest.raises(AssertionError):
+        Sampler(SamplingParams(logit_bias={token: 1.0}), seed=0, vocab_size=5, eog_tokens=EOG)
+
+
+@given(st.lists(params, min_size=1, max_size=4), st.integers(0, 100))
+def test_choosing_leaves_the_logits_as_they_are(several: list[SamplingParams], seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(size=(len(several), 50)).astype(np.float32)
+    before = logits.copy()
+    samplers = [Sampler(p, seed=seed, vocab_size=50, eog_tokens=EOG) for p in several]
+    for _ in range(2):
+        for sampler, token in zip(samplers, choose_tokens(logits, samplers), strict=True):
+            assert token is not None
+            sampler.accept(token)
+    np.testing.assert_array_equal(logits, before)

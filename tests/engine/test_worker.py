@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.core import Delta, Finished, FinishReason, SamplingParams
+from llmserve.core import Delta, Finished, FinishReason, SampledLogprob, SamplingParams
 from llmserve.engine import worker as worker_module
-from llmserve.engine.messages import Ended, Failed, Report, StepReport, StepStats, Stop, Submit
+from llmserve.engine.messages import (
+    Ended,
+    Failed,
+    Load,
+    Report,
+    StepReport,
+    StepStats,
+    Stop,
+    Submit,
+)
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
 from llmserve.engine.scheduler import Limits, Plan, plan_step
 from llmserve.engine.sequence import Sequence as EngineSequence
@@ -27,8 +36,10 @@ class Bench:
         self.runtime = runtime
         self.worker = Worker(runtime, self._note)
         self.texts: dict[int, str] = {}
+        self.logprobs: dict[int, list[SampledLogprob]] = {}
         self.ends: dict[int, Finished | Failed] = {}
         self.stats: list[StepStats] = []
+        self.loads: list[Load] = []
         self.ended: Ended | None = None
         self._num_submitted = 0
 
@@ -40,12 +51,15 @@ class Bench:
         for request_id, event in report.replies:
             assert request_id not in self.ends, "nothing may follow the last event"
             if isinstance(event, Delta):
-                assert event.text
+                assert event.text or event.logprobs
                 self.texts[request_id] += event.text
+                self.logprobs[request_id] += event.logprobs
             else:
                 self.ends[request_id] = event
         if report.stats:
             self.stats.append(report.stats)
+        if report.load:
+            self.loads.append(report.load)
 
     def submit(
         self,
@@ -55,10 +69,12 @@ class Bench:
         sampling: SamplingParams = GREEDY,
         stops: tuple[str, ...] = (),
         seed: int = 0,
+        num_logprobs: int | None = None,
     ) -> int:
         request_id = self._num_submitted
         self._num_submitted += 1
         self.texts[request_id] = ""
+        self.logprobs[request_id] = []
         self.worker.submit(
             Submit(
                 id=request_id,
@@ -68,6 +84,7 @@ class Bench:
                 stop=stops,
                 seed=seed,
                 accepted_s=0.0,
+                num_logprobs=num_logprobs,
             )
         )
         return request_id
@@ -117,6 +134,12 @@ class Bench:
         return Answer(
             self.texts[request_id], end.reason, end.stop_sequence, end.usage.generated_tokens
         )
+
+
+def end_worker(bench: Bench) -> None:
+    """Let it take in its commands as its thread would, to the end."""
+    bench.worker._inbox.put(Stop())
+    bench.worker._run()
 
 
 class FaultyRuntime(FakeRuntime):
@@ -467,6 +490,111 @@ def test_an_unexpected_exception_ends_the_worker_with_its_fault() -> None:
     assert bench.ended.fault == "the engine failed; see the server's log"
 
 
+# -- log probabilities ---------------------------------------------------------------------------
+
+
+def expected_logprobs(prompt: list[int], tokens: list[int]) -> list[float]:
+    """Of `tokens` after `prompt`, from the fake's own logits."""
+    runtime = FakeRuntime()
+    logprobs = []
+    for index, token in enumerate(tokens):
+        row = runtime._logits([*prompt, *tokens[:index]]).astype(np.float64)
+        logprobs.append(float(row[token] - np.log(np.exp(row).sum())))
+    return logprobs
+
+
+HOT = SamplingParams(temperature=1.5, ignore_eos=True, logit_bias={65: 3.0}, presence_penalty=1.0)
+
+
+def test_log_probabilities_come_from_the_raw_logits_of_the_own_row() -> None:
+    """In a batch with others, through preemption, and whatever the sampling parameters add."""
+    bench = Bench(FakeRuntime(num_cells=90, num_slots=4, max_batch=16))
+    prompts = [[n, 2 * n, 7] for n in range(1, 7)]
+    numbers = [None, 0, 5, 20, None, 3]
+    ids = [
+        bench.submit(p, 40, sampling=HOT, seed=p[0], num_logprobs=n)
+        for p, n in zip(prompts, numbers, strict=True)
+    ]
+    bench.run()
+    for request_id, prompt, number in zip(ids, prompts, numbers, strict=True):
+        assert bench.answer(request_id) == answer_alone(prompt, 40, sampling=HOT, seed=prompt[0])
+        entries = bench.logprobs[request_id]
+        if number is None:
+            assert entries == []
+            continue
+        tokens = [entry.chosen.token for entry in entries]
+        assert (
+            b"".join(e.chosen.data for e in entries).decode(errors="replace")
+            == (bench.texts[request_id])
+        )
+        assert [e.chosen.logprob for e in entries] == pytest.approx(
+            expected_logprobs(prompt, tokens), abs=1e-5
+        )
+        for index, entry in enumerate(entries):
+            assert len(entry.top) == number
+            row = bench.runtime._logits([*prompt, *tokens[:index]])
+            assert [t.token for t in entry.top] == np.argsort(-row, kind="stable")[:number].tolist()
+
+
+def test_the_end_of_generation_is_not_listed() -> None:
+    bench = Bench(FakeRuntime())
+    ends_soon = SamplingParams(temperature=0, logit_bias={256: 6.0})
+    prompt = next([n] for n in range(256) if answer_alone([n], 9, sampling=ends_soon).text)
+    request_id = bench.submit(prompt, 50, sampling=ends_soon, num_logprobs=1)
+    bench.run()
+    answer = bench.answer(request_id)
+    assert answer.reason is FinishReason.STOP
+    assert 1 < answer.num_generated < 50
+    assert len(bench.logprobs[request_id]) == answer.num_generated - 1
+
+
+def test_tokens_that_a_stop_string_cut_are_not_listed() -> None:
+    ascii_only = SamplingParams(temperature=0, logit_bias=dict.fromkeys(range(128, 257), -100.0))
+    alone = answer_alone([5], 20, sampling=ascii_only)
+    bench = Bench(FakeRuntime())
+    stop = alone.text[8:12]
+    request_id = bench.submit([5], 20, sampling=ascii_only, stops=(stop,), num_logprobs=0)
+    bench.run()
+    text = bench.texts[request_id]
+    assert bench.answer(request_id).stop == stop
+    assert [chr(e.chosen.token) for e in bench.logprobs[request_id]] == list(text)
+
+
+def test_what_was_held_back_is_listed_at_the_end() -> None:
+    sampling = SamplingParams(temperature=0, ignore_eos=True)
+    alone = answer_alone([1, 2], 4, sampling=sampling)
+    bench = Bench(FakeRuntime())
+    ids = [
+        bench.submit([1, 2], n, sampling=sampling, stops=(alone.text + "?",), num_logprobs=0)
+        for n in (4, 50)
+    ]
+    for _ in range(4):
+        assert bench.logprobs[ids[0]] == bench.logprobs[ids[1]] == []
+        bench.step()
+    end_worker(bench)
+    assert [len(bench.logprobs[i]) for i in ids] == [4, 4]
+
+
+class MuteRuntime(FakeRuntime):
+    """No token has any text, as control tokens."""
+
+    def token_bytes(self, token: int) -> bytes:
+        return b""
+
+
+def test_only_who_asked_gets_deltas_without_text() -> None:
+    bench = Bench(MuteRuntime())
+    ids = [
+        bench.submit(
+            [1], 5, sampling=SamplingParams(temperature=0, ignore_eos=True), num_logprobs=n
+        )
+        for n in (None, 0)
+    ]
+    bench.run()
+    assert [len(bench.logprobs[i]) for i in ids] == [0, 5]
+    assert [bench.texts[i] for i in ids] == ["", ""]
+
+
 # -- what a step says ----------------------------------------------------------------------------
 
 
@@ -480,8 +608,45 @@ def test_stats_count_tokens_by_kind() -> None:
     bench.step()
     first, second = bench.stats
     assert (first.num_decoded, first.num_prefilled) == (0, 32)
-    assert (first.num_running, first.num_waiting) == (2, 1)
+    assert bench.loads == [Load(2, 1)], "told when it changes only"
     assert (second.num_decoded, second.num_prefilled) == (1, 11)
+
+
+def test_a_cancel_that_leaves_the_worker_idle_is_told() -> None:
+    bench = Bench(FakeRuntime(num_slots=1))
+    running, waiting = bench.submit([1, 2], 50), bench.submit([3], 50)
+    bench.step()
+    assert bench.loads == [Load(1, 1)]
+    bench.worker.cancel(waiting)
+    bench.worker.cancel(running)
+    end_worker(bench)
+    assert bench.loads == [Load(1, 1), Load(0, 0)]
+
+
+def test_a_failure_that_leaves_the_worker_idle_is_told() -> None:
+    bench = Bench(FaultyRuntime({1: EngineError("code -3")}))
+    bench.submit([1], 10, sampling=SamplingParams(temperature=0, ignore_eos=True))
+    bench.step()
+    bench.step()
+    assert bench.loads == [Load(1, 0), Load(0, 0)]
+
+
+def test_a_stop_is_told() -> None:
+    bench = Bench(FakeRuntime(num_slots=1))
+    bench.submit([1, 2], 50)
+    bench.submit([3], 50)
+    bench.step()
+    end_worker(bench)
+    assert bench.loads == [Load(1, 1), Load(0, 0)]
+
+
+def test_who_enters_is_told_before_the_step_is_computed() -> None:
+    """Which can take seconds, and can come to nothing."""
+    bench = Bench(FaultyRuntime({0: AbortedError()}, num_slots=1))
+    bench.submit([1], 10)
+    bench.submit([2], 10)
+    bench.step()
+    assert (bench.stats, bench.loads) == ([], [Load(1, 1)])
 
 
 def test_a_step_is_one_report() -> None:
@@ -491,5 +656,11 @@ def test_a_step_is_one_report() -> None:
         worker.submit(Submit(n, [n], 10, GREEDY, (), 0, 0.0))
     assert worker._drain()
     worker._step()
-    assert len(reports) == 1
-    assert isinstance(reports[0], StepReport)
+    load, step = reports
+    assert load == StepReport([], None, Load(3, 0))
+    assert isinstance(step, StepReport)
+    assert step.stats
+    assert {request_id for request_id, _ in step.replies} == {0, 1, 2}
+    assert worker._drain()
+    worker._step()
+    assert len(reports) == 3
