@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, Started
+from llmserve.core import Constraint, Delta, Event, EventStream, Finished, Mode, Request, Started
 from llmserve.engine import prompt
+from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.messages import Ended, Failed, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
@@ -56,7 +57,9 @@ class Engine:
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
         self._thread = thread or ModelThread(f"worker-{name}")
-        self._worker = Worker(runtime, self._report)
+        self._compiler = Compiler(runtime.grammar_tokenizer)
+        self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
+        self._worker = Worker(runtime, self._report, self._compiler)
         self._worker.start(self._thread)
 
     @property
@@ -84,6 +87,8 @@ class Engine:
             submit = await self._loop.run_in_executor(
                 self._encoder, self._prepare, request, time.monotonic()
             )
+            if submit.constraint is not None:
+                await self._compile(submit.id, submit.constraint)
             with self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
@@ -107,6 +112,8 @@ class Engine:
     def _free(self) -> None:
         self._worker.stop()
         self._encoder.shutdown()  # it may be tokenizing with the model
+        self._compiling.shutdown()  # and so may this
+        self._compiling.join()
         self._runtime.close()
         self._thread.shutdown()
 
@@ -133,6 +140,7 @@ class Engine:
         """Render and tokenize. Runs in the encoder's thread."""
         self._check_alive()  # `close` waits for all that is queued here
         tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
+        _check_constrained(request)
         vocab_size = self.info.vocab_size
         for token in request.sampling.logit_bias:
             if not 0 <= token < vocab_size:
@@ -150,7 +158,18 @@ class Engine:
             stop=request.stop,
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             accepted_s=accepted_s,
+            constraint=request.constraint,
         )
+
+    async def _compile(self, request_id: int, constraint: Constraint) -> None:
+        """Have a matcher ready for the worker. In a thread of its own: others need not wait."""
+        self._check_alive()  # `close` waits for all that is queued here
+        try:
+            prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
+            await asyncio.wrap_future(prepared)
+        except asyncio.CancelledError:  # behind what it may still prepare, which nobody takes
+            self._compiling.submit(self._compiler.discard, request_id)
+            raise
 
     @contextlib.contextmanager
     def _submitted(self, submit: Submit) -> Iterator["asyncio.Queue[Event | Failed]"]:
@@ -197,6 +216,26 @@ class Engine:
             events.put_nowait(Failed(ended.fault))
         self._requests.clear()
         self._start_closing()  # what failed serves nobody: give its memory back at once
+
+
+def _check_constrained(request: Request) -> None:
+    """Raises `InvalidRequestError` for what would break the promise of a constraint.
+
+    It is that an answer with the finish reason stop matches.
+    """
+    if request.constraint is None:
+        return
+    if request.sampling.ignore_eos:
+        raise InvalidRequestError(
+            "ignore_eos does not go with response_format, which says where the answer ends",
+            param="parameters.ignore_eos",
+        )
+    if request.stop:
+        raise InvalidRequestError(
+            "stop does not go with response_format: it would cut the answer before it matches;"
+            " use max_tokens to bound it",
+            param="parameters.stop",
+        )
 
 
 def _duration_s(finished: Finished) -> float:

@@ -8,6 +8,8 @@ preempted sequence resumes by computing all its tokens again.
 
 from dataclasses import dataclass, field
 
+from llguidance import LLMatcher
+
 from llmserve.core import Finished, FinishReason, Timings, Usage
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
@@ -22,6 +24,7 @@ class Sequence:
     sampler: Sampler
     text: TextStream
     accepted_s: float  # this and the following: seconds on the monotonic clock
+    matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -44,6 +47,11 @@ class Sequence:
     @property
     def is_full(self) -> bool:
         return len(self.tokens) >= self.max_len
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow, by what the answer must match."""
+        return self.matcher is not None and self.matcher.is_stopped()
 
     def add(self, token: int, now_s: float) -> None:
         """Append a generated token."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from llmserve.core import Delta, FinishReason
+from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
 from llmserve.engine.messages import (
     Cancel,
     Command,
@@ -42,8 +43,16 @@ INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itsel
 class Worker:
     """Runs one model. `report` is called from the worker's thread and must not block."""
 
-    def __init__(self, runtime: Runtime, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        report: Callable[[Report], None],
+        compiler: Compiler | None = None,
+    ) -> None:
+        """`compiler` has prepared every submitted constraint."""
         self._runtime = runtime
+        self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
+        self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
         self._report = report
         limits = runtime.limits
         self._limits = Limits(
@@ -90,6 +99,7 @@ class Worker:
         except Exception:
             log.exception("the worker failed")
         finally:
+            self._masks.close()
             self._report(Ended(fault))
 
     # -- commands ---------------------------------------------------------------------------
@@ -141,6 +151,7 @@ class Worker:
             ),
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
+            matcher=self._compiler.take(submit.id) if submit.constraint else None,
         )
 
     def _forget(self, request_id: int) -> None:
@@ -155,11 +166,12 @@ class Worker:
         plan = plan_step(self._running, waiting, self._limits)
         self._apply(plan)
         begin_s = time.monotonic()
+        masks = self._masks.start(w.sequence for w in plan.work if _is_last(w))
         logits = self._decode(plan.work)
         if logits is None:
             return
         now_s = time.monotonic()
-        replies = self._advance(plan.work, logits, now_s)
+        replies = self._advance(plan.work, logits, masks, now_s)
         num_decoded = sum(work.num_tokens == 1 for work in plan.work)
         stats = StepStats(
             num_decoded=num_decoded,
@@ -207,15 +219,19 @@ class Worker:
             self._fail([w.sequence for w in work], error.message)
         return None
 
-    def _advance(self, work: list[Work], logits: Logits, now_s: float) -> list[Reply]:
+    def _advance(self, work: list[Work], logits: Logits, masks: Masks, now_s: float) -> list[Reply]:
         """Book the computed tokens, choose the next ones, and say what came of it."""
         for sequence, num_tokens in work:
             sequence.num_computed += num_tokens
         ready = [sequence for sequence, _ in work if sequence.num_pending == 0]
-        tokens = choose_tokens(logits, [sequence.sampler for sequence in ready])
+        allowed, faults = masks.wait()
+        samplers = [sequence.sampler for sequence in ready]
+        tokens = choose_tokens(logits, samplers, [allowed.get(s.id) for s in ready])
         replies: list[Reply] = []
         for sequence, token in zip(ready, tokens, strict=True):
-            if token is None:
+            if sequence.id in faults:
+                self._fail([sequence], _off_grammar(faults[sequence.id]))
+            elif token is None:
                 self._fail([sequence], "the model computed no finite logits for this request")
             else:
                 replies += self._take(sequence, token, now_s)
@@ -226,11 +242,16 @@ class Worker:
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
+        elif fault := accept(sequence.matcher, token):
+            self._fail([sequence], _off_grammar(fault))
+            return []
         else:
             piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
-            if piece.stop is None and sequence.is_full:
+            is_complete = sequence.is_complete
+            if piece.stop is None and (is_complete or sequence.is_full):
                 rest = sequence.text.flush()
-                piece, reason = Piece(piece.text + rest.text, rest.stop), FinishReason.LENGTH
+                piece = Piece(piece.text + rest.text, rest.stop)
+                reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
         if piece.stop is not None:
             reason = FinishReason.STOP
         replies: list[Reply] = [(sequence.id, Delta(piece.text))] if piece.text else []
@@ -289,6 +310,15 @@ class Worker:
 def _slot(sequence: Sequence) -> int:
     assert sequence.slot is not None, "only running sequences have cells"
     return sequence.slot
+
+
+def _off_grammar(reason: str) -> str:
+    return f"the answer cannot go on as response_format demands: {reason}"
+
+
+def _is_last(work: Work) -> bool:
+    """Whether its logits choose the next token."""
+    return work.num_tokens == work.sequence.num_pending
 
 
 def _chunk(work: Work) -> Chunk:
