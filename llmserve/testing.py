@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+from llguidance import LLTokenizer, TokenizerWrapper
 
 from llmserve.engine.runtime import (
     AbortedError,
@@ -64,6 +65,9 @@ class FakeRuntime:
     def token_bytes(self, token: int) -> bytes:
         return b"" if token == EOS else bytes([token])
 
+    def grammar_tokenizer(self) -> LLTokenizer:
+        return LLTokenizer(TokenizerWrapper(_ByteTokenizer()), slices=[])
+
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         assert not self.closed
         size = sum(len(chunk.tokens) for chunk in chunks)
@@ -102,6 +106,18 @@ class FakeRuntime:
 
     def close(self) -> None:
         self.closed = True
+
+
+class _ByteTokenizer:
+    """What llguidance asks of a tokenizer: `FakeRuntime`'s, every byte a token."""
+
+    eos_token_id = EOS
+    bos_token_id = None
+    tokens = (*(bytes([value]) for value in range(EOS)), b"")
+    special_token_ids = ()
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
 
 
 def reference_greedy(prompt: Sequence[int], max_tokens: int) -> list[int]:

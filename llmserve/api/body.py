@@ -128,27 +128,32 @@ def _schema_at(path: str, wire_type: type[object]) -> Schema:
     definitions = _definitions(wire_type)
     schema: Schema = definitions[wire_type.__name__]
     for step in _steps(path):
-        for option in _options(schema, definitions):
-            if step.startswith("["):
-                inner = option.get("items") or option.get("additionalProperties")
-            else:
-                inner = option.get("properties", {}).get(step)
-            if inner:
-                schema = inner
-                break
+        inner = [_inner(option, step) for option in _options(schema, definitions)]
+        if found := [s for s in inner if s]:
+            schema = {"anyOf": found}
     (schema, *others) = _options(schema, definitions)
     return {"anyOf": [schema, *others]} if others else schema
 
 
+def _inner(schema: Schema, step: str) -> Schema | None:
+    if step.startswith("["):
+        return schema.get("items") or schema.get("additionalProperties")
+    return schema.get("properties", {}).get(step)  # type: ignore[no-any-return]
+
+
 def _options(schema: Schema, definitions: Schema) -> list[Schema]:
     """The alternatives of a schema but null, with references resolved."""
-    alternatives = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
-    return [definitions[s["$ref"]] if "$ref" in s else s for s in alternatives]
+    if "$ref" in schema:
+        return [definitions[schema["$ref"]]]
+    if "anyOf" in schema:
+        return [option for s in schema["anyOf"] for option in _options(s, definitions)]
+    return [] if schema.get("type") == "null" else [schema]
 
 
 def _describe(schema: Schema, definitions: Schema) -> str:
     """In words: «a number from 0 to 2», «a string of 1 to 1024 characters or an array …»."""
-    return " or ".join(_describe_one(s, definitions) for s in _options(schema, definitions))
+    words = (_describe_one(s, definitions) for s in _options(schema, definitions))
+    return " or ".join(dict.fromkeys(words))
 
 
 def _describe_one(schema: Schema, definitions: Schema) -> str:

@@ -9,9 +9,14 @@ from llmserve.api.answer import FoldedAnswer, StreamedAnswer, sse_event
 from llmserve.api.body import decode_body, read_body
 from llmserve.api.schemas.native import (
     Details,
+    GrammarFormat,
     InferenceRequest,
     InferenceResponse,
+    JsonObjectFormat,
+    JsonSchemaFormat,
     Parameters,
+    RegexFormat,
+    ResponseFormat,
     StreamDelta,
 )
 from llmserve.core import Delta, Event, Finished, Started
@@ -45,6 +50,7 @@ def to_core(wire: InferenceRequest) -> core.Request:
         max_tokens=parameters.max_tokens,
         stop=_stops(parameters),
         seed=parameters.seed,
+        constraint=_constraint(wire.response_format),
     )
 
 
@@ -72,6 +78,20 @@ def _stops(parameters: Parameters) -> tuple[str, ...]:
             return (stop,)
         case stops:
             return tuple(stops)
+
+
+def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
+    match wanted:
+        case JsonObjectFormat():
+            return core.Constraint("json")
+        case JsonSchemaFormat(json_schema):
+            return core.Constraint("json_schema", bytes(json_schema.schema).decode())
+        case RegexFormat(regex):
+            return core.Constraint("regex", regex)
+        case GrammarFormat(grammar):
+            return core.Constraint("lark", grammar)
+        case _:
+            return None
 
 
 def render_text(text: str, started: Started, finished: Finished) -> bytes:

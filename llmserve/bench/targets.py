@@ -109,20 +109,31 @@ class Native:
         self._url = url + "/inference"
 
     async def run(
-        self, prompts: list[str], max_tokens: int, *, stream: bool = False, **parameters: Any
+        self,
+        prompts: list[str],
+        max_tokens: int,
+        *,
+        stream: bool = False,
+        response_format: dict[str, Any] | None = None,
+        **parameters: Any,
     ) -> Sample:
-        """All prompts at once, greedy unless `parameters` say otherwise, ignoring EOS."""
+        """All prompts at once, greedy unless `parameters` say otherwise, ignoring EOS.
+
+        Under a `response_format` the model must not be able to end before `max_tokens`.
+        """
         parameters = {
-            "temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **parameters
+            "temperature": 0, "max_tokens": max_tokens,
+            "ignore_eos": response_format is None, **parameters
         }  # fmt: skip
+        fields = {"response_format": response_format}
         sample = Sample(len(prompts) * max_tokens, 0)
         async with _client() as client:
             begin_s = time.perf_counter()
             await asyncio.gather(
                 *(
-                    self._stream(client, _body(prompt, parameters), sample)
+                    self._stream(client, _body(prompt, parameters) | fields, sample)
                     if stream
-                    else _post(client, self._url, _body(prompt, parameters))
+                    else _post(client, self._url, _body(prompt, parameters) | fields)
                     for prompt in prompts
                 )
             )

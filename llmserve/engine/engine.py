@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from llmserve.core import Delta, Event, EventStream, Finished, Mode, Request, Started
+from llmserve.core import Constraint, Delta, Event, EventStream, Finished, Mode, Request, Started
 from llmserve.engine import prompt
+from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
@@ -64,7 +65,9 @@ class Engine:
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
         self._thread = thread or ModelThread(f"worker-{name}")
-        self._worker = Worker(runtime, self._report)
+        self._compiler = Compiler(runtime.grammar_tokenizer)
+        self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
+        self._worker = Worker(runtime, self._report, self._compiler)
         self._worker.start(self._thread)
 
     @property
@@ -97,6 +100,8 @@ class Engine:
             submit = await self._loop.run_in_executor(
                 self._encoder, self._prepare, request, time.monotonic()
             )
+            if submit.constraint is not None:
+                await self._compile(submit.id, submit.constraint)
             with self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
@@ -120,6 +125,8 @@ class Engine:
     def _free(self) -> None:
         self._worker.stop()
         self._encoder.shutdown()  # it may be tokenizing with the model
+        self._compiling.shutdown()  # and so may this
+        self._compiling.join()
         self._runtime.close()
         self._thread.shutdown()
 
@@ -145,6 +152,7 @@ class Engine:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
         tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
+        _check_constrained(request)
         _check_parameters(request, self.info.vocab_size)
         room = self.limits.context_length - len(tokens)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
@@ -157,7 +165,18 @@ class Engine:
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             accepted_s=accepted_s,
             num_logprobs=request.num_logprobs,
+            constraint=request.constraint,
         )
+
+    async def _compile(self, request_id: int, constraint: Constraint) -> None:
+        """Have a matcher ready for the worker. In a thread of its own: others need not wait."""
+        self._check_alive()  # `close` waits for all that is queued here
+        try:
+            prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
+            await asyncio.wrap_future(prepared)
+        except asyncio.CancelledError:  # behind what it may still prepare, which nobody takes
+            self._compiling.submit(self._compiler.discard, request_id)
+            raise
 
     @contextlib.contextmanager
     def _submitted(self, submit: Submit) -> Iterator["asyncio.Queue[Event | Failed]"]:
@@ -221,6 +240,26 @@ def _check_parameters(request: Request, vocab_size: int) -> None:
             f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
             f" {MAX_LOGPROBS}",
             param="logprobs",
+        )
+
+
+def _check_constrained(request: Request) -> None:
+    """Raises `InvalidRequestError` for what would break the promise of a constraint.
+
+    It is that an answer with the finish reason stop matches.
+    """
+    if request.constraint is None:
+        return
+    if request.sampling.ignore_eos:
+        raise InvalidRequestError(
+            "ignore_eos does not go with response_format, which says where the answer ends",
+            param="parameters.ignore_eos",
+        )
+    if request.stop:
+        raise InvalidRequestError(
+            "stop does not go with response_format: it would cut the answer before it matches;"
+            " use max_tokens to bound it",
+            param="parameters.stop",
         )
 
 

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -30,6 +30,9 @@ from llmserve.engine.runtime import (
 )
 from llmserve.engine.vocabulary import TokenBound, measure
 from llmserve.errors import EngineError, ModelFileError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +114,25 @@ class LlamaRuntime:
         if piece is None:
             piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
         return piece
+
+    def grammar_tokenizer(self) -> "LLTokenizer":
+        from llguidance import LLTokenizer
+
+        # As in llguidance.llamacpp, but that control tokens have no text, like in our answers.
+        tokens = [
+            _token_to_piece(self._vocab, token, special=False)
+            for token in range(self.info.vocab_size)
+        ]
+        tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=tokens,
+            vocab_ptr=self._vocab,
+            tokenize_fptr=ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=sorted(self.info.eog_tokens),
+            slices=[],
+        )
+        # A call of its own: each one holds the interpreter lock, and so the running streams.
+        sliced: LLTokenizer = tokenizer.with_slices(LLTokenizer.json_slices())
+        return sliced
 
     # -- computing --------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Frozen Structs of plain data: they cross a thread today and can cross a process 
 
 from msgspec import Struct
 
-from llmserve.core import Delta, Finished, SamplingParams
+from llmserve.core import Constraint, Delta, Finished, SamplingParams
 
 
 class Submit(Struct, frozen=True, tag=True):
@@ -19,6 +19,7 @@ class Submit(Struct, frozen=True, tag=True):
     seed: int
     accepted_s: float  # on the monotonic clock
     num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
+    constraint: Constraint | None = None  # the worker's compiler has prepared it
 
 
 class Cancel(Struct, frozen=True, tag=True):

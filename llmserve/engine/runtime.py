@@ -1,15 +1,19 @@
 """What the engine needs from an inference library, and nothing more.
 
-`engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`
-and `abort` may be called from any thread, everything else by the worker's thread only.
+`engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
+`grammar_tokenizer` and `abort` may be called from any thread, everything else by the worker's
+thread only.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 Logits = NDArray[np.float32]
 
@@ -70,6 +74,12 @@ class Runtime(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The token's text as UTF-8, possibly a part of a character; b"" for control tokens."""
+
+    def grammar_tokenizer(self) -> "LLTokenizer":
+        """The vocabulary as llguidance needs it, with each token's text as in `token_bytes`.
+
+        Takes 0.3 s for 49k tokens. What is made with it must be gone before `close`.
+        """
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute one batch, at most `max_batch` tokens, at most one chunk a slot.

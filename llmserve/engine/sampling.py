@@ -2,8 +2,9 @@
 
 Order for one row, as in OpenAI's formula and vLLM's pipeline:
 
-1. add `logit_bias`; subtract `frequency_penalty` x count + `presence_penalty` for every token
-   that was generated; end-of-generation tokens to -inf with `ignore_eos`
+1. tokens outside the mask of a constraint to -inf; add `logit_bias`; subtract
+   `frequency_penalty` x count + `presence_penalty` for every token that was generated;
+   end-of-generation tokens to -inf with `ignore_eos`
 2. divide by `temperature` (below `GREEDY_BELOW`: take the maximum and stop here)
 3. keep the `top_k` largest, then the smallest set that holds `top_p` of what is left, then all
    with at least `min_p` of the largest probability; ties go to the lower token id
@@ -23,6 +24,7 @@ from llmserve.core import SamplingParams
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
+Allowed = NDArray[np.bool_]  # (vocab,), whether a token may be chosen
 
 GREEDY_BELOW = 1e-4  # a smaller temperature has no weight left for any other token
 
@@ -83,14 +85,22 @@ class Sampler:
         return self._offsets
 
 
-def choose_tokens(logits: Floats, samplers: Sequence[Sampler]) -> list[int | None]:
+def choose_tokens(
+    logits: Floats, samplers: Sequence[Sampler], masks: Sequence[Allowed | None] = ()
+) -> list[int | None]:
     """One token for each row of (rows, vocab); None where a row holds no usable number.
 
-    Leaves `logits` as they are: log probabilities are taken from them afterwards.
+    `masks`, if given, has one for each row, or None. Leaves `logits` as they are: log
+    probabilities are taken from them afterwards.
     """
     assert len(logits) == len(samplers)
     if not samplers:
         return []
+    if any(mask is not None for mask in masks):
+        return [
+            sampler.choose(row if mask is None else np.where(mask, row, np.float32(-np.inf)))
+            for sampler, row, mask in zip(samplers, logits, masks, strict=True)
+        ]
     if not any(sampler.takes_maximum for sampler in samplers):
         return [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
     tops = logits.argmax(axis=1)

@@ -8,6 +8,8 @@ preempted sequence resumes by computing all its tokens again.
 
 from dataclasses import dataclass, field
 
+from llguidance import LLMatcher
+
 from llmserve.core import Delta, Finished, FinishReason, Timings, Usage
 from llmserve.engine.logprobs import LogprobStream
 from llmserve.engine.output import TextStream
@@ -24,6 +26,7 @@ class Sequence:
     text: TextStream
     accepted_s: float  # this and the following: seconds on the monotonic clock
     logprobs: LogprobStream | None = None  # where they were asked for
+    matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -46,6 +49,11 @@ class Sequence:
     @property
     def is_full(self) -> bool:
         return len(self.tokens) >= self.max_len
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow, by what the answer must match."""
+        return self.matcher is not None and self.matcher.is_stopped()
 
     def add(self, token: int, now_s: float) -> None:
         """Append a generated token."""

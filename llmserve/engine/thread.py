@@ -19,9 +19,17 @@ class ModelThread:
     an executor's threads are not: a process that is told to leave at once does not wait for a load.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, stack_bytes: int = 0) -> None:
+        """`stack_bytes` 0 is the system's default."""
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        # The size is the process's; a thread that starts elsewhere just now gets it too, and only
+        # touched pages of a stack are memory.
+        default = threading.stack_size(stack_bytes)
+        try:
+            self._thread.start()
+        finally:
+            threading.stack_size(default)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
@@ -40,6 +48,10 @@ class ModelThread:
     def shutdown(self) -> None:
         """End the thread once it has done what was submitted. Does not wait."""
         self._calls.put(None)
+
+    def join(self) -> None:
+        """Wait for the end of the thread, after `shutdown`."""
+        self._thread.join()
 
     def _run(self) -> None:
         while call := self._calls.get():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from llmserve.core import FinishReason
+from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
 from llmserve.engine.logprobs import LogprobStream, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
@@ -44,8 +45,16 @@ INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itsel
 class Worker:
     """Runs one model. `report` is called from the worker's thread and must not block."""
 
-    def __init__(self, runtime: Runtime, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        report: Callable[[Report], None],
+        compiler: Compiler | None = None,
+    ) -> None:
+        """`compiler` has prepared every submitted constraint."""
         self._runtime = runtime
+        self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
+        self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
         self._report = report
         limits = runtime.limits
         self._limits = Limits(
@@ -93,6 +102,7 @@ class Worker:
         except Exception:
             log.exception("the worker failed")
         finally:
+            self._masks.close()
             self._report(Ended(fault))
 
     # -- commands ---------------------------------------------------------------------------
@@ -147,6 +157,7 @@ class Worker:
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
             logprobs=None if submit.num_logprobs is None else LogprobStream(submit.num_logprobs),
+            matcher=self._compiler.take(submit.id) if submit.constraint else None,
         )
 
     def _forget(self, request_id: int) -> None:
@@ -162,11 +173,12 @@ class Worker:
         self._apply(plan)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
+        masks = self._masks.start(w.sequence for w in plan.work if _is_last(w))
         logits = self._decode(plan.work)
         if logits is None:
             return
         now_s = time.monotonic()
-        replies = self._advance(plan.work, logits, now_s)
+        replies = self._advance(plan.work, logits, masks, now_s)
         num_decoded = sum(work.num_tokens == 1 for work in plan.work)
         stats = StepStats(
             num_decoded=num_decoded,
@@ -220,15 +232,19 @@ class Worker:
             self._fail([w.sequence for w in work], error.message)
         return None
 
-    def _advance(self, work: list[Work], logits: Logits, now_s: float) -> list[Reply]:
+    def _advance(self, work: list[Work], logits: Logits, masks: Masks, now_s: float) -> list[Reply]:
         """Book the computed tokens, choose the next ones, and say what came of it."""
         for sequence, num_tokens in work:
             sequence.num_computed += num_tokens
         ready = [sequence for sequence, _ in work if sequence.num_pending == 0]
-        tokens = choose_tokens(logits, [sequence.sampler for sequence in ready])
+        allowed, faults = masks.wait()
+        samplers = [sequence.sampler for sequence in ready]
+        tokens = choose_tokens(logits, samplers, [allowed.get(s.id) for s in ready])
         replies: list[Reply] = []
         for sequence, token, row in zip(ready, tokens, logits, strict=True):
-            if token is None:
+            if sequence.id in faults:
+                self._fail([sequence], _off_grammar(faults[sequence.id]))
+            elif token is None:
                 self._fail([sequence], "the model computed no finite logits for this request")
             else:
                 replies += self._take(sequence, token, row, now_s)
@@ -239,13 +255,18 @@ class Worker:
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
+        elif fault := accept(sequence.matcher, token):
+            self._fail([sequence], _off_grammar(fault))
+            return []
         else:
             piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
             if piece.stop is None and sequence.logprobs is not None:
                 self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-            if piece.stop is None and sequence.is_full:
+            is_complete = sequence.is_complete
+            if piece.stop is None and (is_complete or sequence.is_full):
                 rest = sequence.text.flush()
-                piece, reason = Piece(piece.text + rest.text, rest.stop), FinishReason.LENGTH
+                piece = Piece(piece.text + rest.text, rest.stop)
+                reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
         if piece.stop is not None:
             reason = FinishReason.STOP
         replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
@@ -310,6 +331,15 @@ class Worker:
 def _slot(sequence: Sequence) -> int:
     assert sequence.slot is not None, "only running sequences have cells"
     return sequence.slot
+
+
+def _off_grammar(reason: str) -> str:
+    return f"the answer cannot go on as response_format demands: {reason}"
+
+
+def _is_last(work: Work) -> bool:
+    """Whether its logits choose the next token."""
+    return work.num_tokens == work.sequence.num_pending
 
 
 def _chunk(work: Work) -> Chunk:

@@ -56,6 +56,14 @@ parameters = some_of(
         "ignore_eos": st.booleans(),
     }
 )
+response_formats = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "json_object", "json_schema", "regex", "grammar", "x"])},
+    optional={
+        "json_schema": st.fixed_dictionaries({"schema": json_values}),
+        "regex": st.text(max_size=20),
+        "grammar": st.text(max_size=20).map("start: {}".format),
+    },
+)
 messages = st.lists(
     st.fixed_dictionaries({"role": st.text(max_size=8), "content": text}), max_size=4
 )
@@ -69,6 +77,7 @@ requests = some_of(
         "stream": st.booleans(),
         "details": st.booleans(),
         "parameters": parameters,
+        "response_format": response_formats,
     }
 )
 valid_looking = st.fixed_dictionaries({"prompt": text, "parameters": parameters}) | (

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from llmserve.core import FinishReason, Mode, Timings
 
@@ -34,6 +34,36 @@ class Parameters(Struct, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
 
 
+class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    pass
+
+
+class JsonObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    pass
+
+
+class JsonSchema(Struct, forbid_unknown_fields=True):
+    schema: Raw  # an object; engine/constraint.py bounds it
+    name: Annotated[str, Meta(max_length=256)] | None = None
+    description: Annotated[str, Meta(max_length=4096)] | None = None
+    strict: bool | None = None  # it is enforced either way
+
+
+class JsonSchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    json_schema: JsonSchema
+
+
+class RegexFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="regex"):
+    regex: Annotated[str, Meta(min_length=1, max_length=65536)]
+
+
+class GrammarFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="grammar"):
+    grammar: Annotated[str, Meta(min_length=1, max_length=65536)]  # Lark
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
+
+
 class InferenceRequest(Struct, forbid_unknown_fields=True):
     model: str | None = None
     prompt: str | None = None
@@ -43,6 +73,7 @@ class InferenceRequest(Struct, forbid_unknown_fields=True):
     stream: bool | None = None
     details: bool | None = None
     parameters: Parameters | None = None
+    response_format: ResponseFormat | None = None
 
 
 class Details(Struct):
