@@ -32,9 +32,10 @@ MAX_COLONS = 500  # in a Lark grammar; every rule and every key of a schema insi
 MAX_CACHED = 64  # grammars
 MAX_CACHED_BYTES = 256 * 1024  # of source; a compiled grammar can take 1,000 times as much
 
-STACK_BYTES = 64 * 2**20  # of the compiling thread, 8 times what those depths were tried with
+STACK_BYTES = 64 * 2**20  # of the compiling thread; 8 MiB overflow at 3,000 rules in a chain
 
-# About 10 ms of one core for a mask and 30 ms for a lexer, at most.
+# About 10 ms of one core for a mask and 30 ms for a lexer. They do not bound a literal of 64 KiB:
+# llguidance tokenizes it again for each mask, in 50 to 70 ms.
 _LIMITS = LLParserLimits(
     max_items_in_row=5_000,
     initial_lexer_fuel=500_000,
