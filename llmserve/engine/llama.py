@@ -109,6 +109,10 @@ class LlamaRuntime:
             piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
         return piece
 
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        # Not through `_pieces`, which is the worker's; the vocabulary itself never changes.
+        return b"".join(_token_to_piece(self._vocab, token, special=True) for token in tokens)
+
     # -- computing --------------------------------------------------------------------------
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:

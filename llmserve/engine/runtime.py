@@ -1,7 +1,7 @@
 """What the engine needs from an inference library, and nothing more.
 
-`engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`
-and `abort` may be called from any thread, everything else by the worker's thread only.
+`engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
+`detokenize` and `abort` may be called from any thread, everything else by the worker's only.
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,9 @@ class Runtime(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The token's text as UTF-8, possibly a part of a character; b"" for control tokens."""
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Their text as UTF-8, with that of control tokens. All must be in the vocabulary."""
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute one batch, at most `max_batch` tokens, at most one chunk a slot.
