@@ -23,6 +23,7 @@ from llmserve.api.schemas.openai_chat import (
     ChatRequest,
     ChunkChoice,
     ContentLogprob,
+    JsonSchema,
     ResponseFormat,
     TopLogprob,
 )
@@ -112,16 +113,28 @@ def _constraint(wire: ResponseFormat | None) -> Constraint | None:
         raise MissingFieldError(
             "response_format.json_schema is missing", param="response_format.json_schema"
         )
-    if wire.json_schema.schema is None:
-        return Constraint("json")
-    return Constraint("json_schema", msgspec.json.encode(wire.json_schema.schema).decode())
+    schema = _schema_text(wire.json_schema)
+    return Constraint("json") if schema is None else Constraint("json_schema", schema)
+
+
+def _schema_text(wire: JsonSchema) -> str | None:
+    path = "response_format.json_schema.schema"
+    try:
+        text = bytes(wire.schema).decode()
+    except UnicodeDecodeError as error:  # nobody has read it so far
+        raise InvalidRequestError(f"{path} is not valid UTF-8: {error}", param=path) from error
+    if text in ("", "null"):
+        return None
+    if not text.startswith("{"):
+        raise InvalidRequestError(f"{path} is {text[:80]}; it must be an object", param=path)
+    return text
 
 
 def _render(head: Head, with_logprobs: bool, folded: list[Folded]) -> bytes:
     choices = [
         ChatChoice(
             index,
-            AnswerMessage(each.text),
+            AnswerMessage(content=each.text),
             ChatLogprobs(_logprobs(each.logprobs)) if with_logprobs else None,
             finish_reason(each.finished.reason),
         )

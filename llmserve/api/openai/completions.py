@@ -125,11 +125,14 @@ async def _echoes(gateway: Gateway, model: str | None, prompts: Sequence[Prompt]
     """What stands before the answers: the prompts' text."""
     if all(isinstance(prompt, str) for prompt in prompts):
         return [prompt for prompt in prompts if isinstance(prompt, str)]
-    async with gateway.engine(model) as engine:
-        return [
-            prompt if isinstance(prompt, str) else await engine.detokenize(prompt)
-            for prompt in prompts
-        ]
+    try:
+        async with gateway.engine(model) as engine:
+            return [
+                prompt if isinstance(prompt, str) else await engine.detokenize(prompt)
+                for prompt in prompts
+            ]
+    except InvalidRequestError as error:
+        raise InvalidRequestError(error.message, param="prompt") from error
 
 
 def _render(

@@ -1,8 +1,8 @@
 """The wire format of POST /v1/chat/completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct, field
 
 from llmserve.api.schemas.fields import MaxTokens
 from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused
@@ -40,7 +40,9 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=4096)]
 class JsonSchema(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     description: str | None = None
-    schema: dict[str, Any] | None = None
+    schema: Raw = field(
+        default_factory=Raw
+    )  # as it was sent: decoding would lose what Python's types do not hold
     strict: bool | None = None  # the answer follows the schema either way
 
 
@@ -95,9 +97,9 @@ class ChatLogprobs(Struct):
     refusal: None = None
 
 
-class AnswerMessage(Struct):
-    content: str
+class AnswerMessage(Struct, kw_only=True):
     role: str = "assistant"
+    content: str
     refusal: None = None
     annotations: tuple[()] = ()
 
