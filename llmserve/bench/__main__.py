@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import pool as pool_bench
 from llmserve.bench import throughput
 from llmserve.bench.figures import render
@@ -41,6 +42,7 @@ def main(
       scripts/bench --rounds 5 --json
       scripts/bench --peer http://127.0.0.1:8080     a llama-server on the same model file
       scripts/bench pool                             loading, unloading, swapping models
+      scripts/bench dialects                         what OpenAI's dialect costs
     """
     if ctx.invoked_subcommand:
         return
@@ -60,6 +62,17 @@ def main(
 def pool(config: Path, rounds: int, as_json: bool) -> None:
     """Time to first token of a warm, a cold and a swapped model; what the pool adds to a load."""
     click.echo(render(pool_bench.run(config, num_rounds=rounds), as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(8, 1024))
+@json_option
+def dialects(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
+    """The same conversations, streamed by POST /inference and by POST /v1/chat/completions."""
+    figures = dialects_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
+    click.echo(render(figures, as_json=as_json))
 
 
 if __name__ == "__main__":

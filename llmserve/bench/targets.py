@@ -71,10 +71,10 @@ class Server:
 
     def __init__(self, config: Path) -> None:
         self.port = _free_port()
-        command = Path(sys.executable).with_name("llmserve")
+        flags = ["--config", str(config), "--port", str(self.port)]
         begin_s = time.perf_counter()
         self._process = subprocess.Popen(
-            [command, "serve", "--config", config, "--port", str(self.port), *_QUIET]
+            [sys.executable, "-m", "llmserve", "serve", *flags, *_QUIET]
         )
         self.url = f"http://127.0.0.1:{self.port}"
         self.healthy_s = self._poll("/health", begin_s)

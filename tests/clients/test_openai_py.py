@@ -8,7 +8,12 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
+from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
+from llmserve.api.schemas.openai_chat import ChatRequest, Message
+from llmserve.api.schemas.openai_completions import CompletionRequest
 from tests.serving import TIMEOUT_S, ServerProcess, server_process, wait_until
 
 CONFIG = """
@@ -138,7 +143,10 @@ def test_a_stream_with_usage_is_the_same_text(client: OpenAI) -> None:
 
 def test_the_stream_helper(client: OpenAI) -> None:
     with client.chat.completions.stream(
-        model="smollm2", messages=[{"role": "user", "content": "Hi"}], max_tokens=8
+        model="smollm2",
+        messages=[{"role": "user", "content": "Hi"}],
+        temperature=0,
+        stop=[" "],  # the helper takes no answer that is not whole
     ) as stream:
         types = [event.type for event in stream]
         final = stream.get_final_completion()
@@ -237,6 +245,13 @@ def test_the_text_routes_of_the_real_model(server: ServerProcess, client: OpenAI
     )
     assert answer.usage
     assert answer.usage.prompt_tokens == len(tokens)
+
+
+def test_every_field_of_the_package_is_known() -> None:
+    """Each is honoured, inert, or refused by its name: none is merely unknown."""
+    assert set(ChatParams.__annotations__) <= set(ChatRequest.__struct_fields__)
+    assert set(CompletionParams.__annotations__) <= set(CompletionRequest.__struct_fields__)
+    assert set(ChatCompletionMessage.model_fields) <= set(Message.__struct_fields__)
 
 
 # -- errors --------------------------------------------------------------------------------------

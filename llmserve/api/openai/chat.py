@@ -38,6 +38,7 @@ _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for noth
     "function_call": ("none",),
     "modalities": (["text"],),
     "audio": (),
+    "moderation": (),
     "prediction": (),
     "reasoning_effort": (),
     "verbosity": ("medium",),

@@ -17,6 +17,7 @@ class Part(Struct, forbid_unknown_fields=True):
     input_audio: Refused = None
     file: Refused = None
     refusal: Refused = None
+    prompt_cache_breakpoint: Inert = None
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -65,6 +66,7 @@ class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     safety_identifier: Inert = None
     prompt_cache_key: Inert = None
     prompt_cache_retention: Inert = None
+    prompt_cache_options: Inert = None
     parallel_tool_calls: Inert = None
 
     tools: Refused = None
@@ -73,6 +75,7 @@ class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     function_call: Refused = None
     modalities: Refused = None
     audio: Refused = None
+    moderation: Refused = None
     prediction: Refused = None
     reasoning_effort: Refused = None
     verbosity: Refused = None
