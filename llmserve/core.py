@@ -30,6 +30,7 @@ class FinishReason(StrEnum):
 class Message(Struct, frozen=True):
     role: str
     content: str
+    name: str | None = None  # of the speaker, for templates that show it
 
 
 class SamplingParams(Struct, frozen=True):

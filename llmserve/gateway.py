@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from llmserve.core import EventStream, Request
+from llmserve.engine.engine import Engine
 from llmserve.errors import (
     ConfigError,
     ModelFileError,
@@ -33,6 +35,7 @@ class Gateway:
         self.config = config
         self.metrics = metrics
         self.pool = pool
+        self.created_s = int(time.time())  # unix time; constant, for what has to have an age
         self._num_active = 0
         self._is_draining = False
         self._idle = asyncio.Event()
@@ -95,6 +98,13 @@ class Gateway:
                 async for event in events:
                     meter.see(event)
                     yield event
+
+    @asynccontextmanager
+    async def engine(self, model: str | None) -> AsyncIterator[Engine]:
+        """The loaded model, for what is no generation. Raises `LlmserveError`s as `generate`."""
+        spec = self.resolve(model)
+        async with self._counted(), self.pool.lease(spec) as engine:
+            yield engine
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model called or aliased `name`; the default model for None."""

@@ -68,6 +68,10 @@ class FakeRuntime:
     def grammar_tokenizer(self) -> LLTokenizer:
         return LLTokenizer(TokenizerWrapper(_ByteTokenizer()), slices=[])
 
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        assert not self.closed
+        return b"".join(b"<eos>" if token == EOS else bytes([token]) for token in tokens)
+
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         assert not self.closed
         size = sum(len(chunk.tokens) for chunk in chunks)

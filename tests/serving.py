@@ -60,8 +60,8 @@ def raw_request(method: str, path: str, body: bytes = b"", headers: str = "") ->
     return (head + headers + "\r\n").encode() + body
 
 
-def raw_inference(body: Mapping[str, Any]) -> bytes:
-    return raw_request("POST", "/inference", msgspec.json.encode(body))
+def raw_inference(body: Mapping[str, Any], path: str = "/inference") -> bytes:
+    return raw_request("POST", path, msgspec.json.encode(body))
 
 
 def sse_events(text: str) -> list[Any]:
@@ -173,9 +173,9 @@ class FakeService:
     def client(self) -> httpx2.Client:
         return http_client(self.base_url)
 
-    def post(self, body: Any) -> httpx2.Response:
+    def post(self, body: Any, path: str = "/inference") -> httpx2.Response:
         with self.client() as client:
-            return client.post("/inference", json=body)
+            return client.post(path, json=body)
 
     def get(self, path: str) -> httpx2.Response:
         with self.client() as client:

@@ -9,16 +9,19 @@ import asyncio
 import contextlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.errors import encode_error
-from llmserve.core import Delta, Event, EventStream, Finished, Started
+from llmserve.api.errors import Describe, describe, encode_error
+from llmserve.api.merge import IndexedStream
+from llmserve.core import Delta, Event, Finished, SampledLogprob, Started
 from llmserve.errors import LlmserveError
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SSE_HEADERS = [
@@ -32,7 +35,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 class Answer(Response):
     """Runs `_send` until it ends or the client is gone; either way the events are closed."""
 
-    def __init__(self, events: EventStream) -> None:
+    def __init__(self, events: AsyncGenerator[Any, None]) -> None:
         self._events = events
         self.background: BackgroundTask | None = None
 
@@ -57,43 +60,72 @@ class Answer(Response):
     async def _send(self, send: Send) -> None: ...
 
 
-class FoldedAnswer(Answer):
-    """One JSON body, made by `render(text, started, finished)`."""
+class Folded:
+    """One whole generation, as its events built it up."""
 
-    def __init__(
-        self, events: EventStream, render: Callable[[str, Started, Finished], bytes]
-    ) -> None:
+    def __init__(self, started: Started) -> None:
+        self.started = started
+        self.logprobs: list[SampledLogprob] = []
+        self._texts: list[str] = []
+        self._finished: Finished | None = None
+
+    def add(self, event: Delta | Finished) -> None:
+        match event:
+            case Delta(text, logprobs):
+                self._texts.append(text)
+                self.logprobs += logprobs
+            case Finished():
+                self._finished = event
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def finished(self) -> Finished:
+        assert self._finished, "rendered before its end"
+        return self._finished
+
+
+class FoldedAnswer(Answer):
+    """One JSON body, made by `render` of all generations, in their order."""
+
+    def __init__(self, events: IndexedStream, render: Callable[[list[Folded]], bytes]) -> None:
         super().__init__(events)
         self._render = render
 
     async def _send(self, send: Send) -> None:
-        texts: list[str] = []
-        started: Started | None = None
-        async for event in self._events:
-            match event:
-                case Delta(text):
-                    texts.append(text)
-                case Started():
-                    started = event
-                case Finished():
-                    assert started
-                    body = self._render("".join(texts), started, event)
-                    await _send_body(send, body)
+        folded: list[Folded] = []
+        event: Event
+        async for index, event in self._events:
+            if isinstance(event, Started):
+                assert index == len(folded), "merge starts them in their order"
+                folded.append(Folded(event))
+            else:
+                folded[index].add(event)
+        await _send_body(send, self._render(folded))
 
 
-class StreamedAnswer(Answer):
+class StreamedAnswer(Answer, Generic[T]):
     """Server-sent events. `encode(event)` gives the bytes of one event, b"" for none.
 
-    An error after the start is sent as an event, and ends the stream. When nothing was sent for
+    An error after the start is sent as an event, in the words of `describe_error`, and ends the
+    stream. When nothing was sent for
     `keep_alive_s` (a long queue or prefill), a comment goes out.
     """
 
     def __init__(
-        self, events: EventStream, encode: Callable[[Event], bytes], *, keep_alive_s: float
+        self,
+        events: AsyncGenerator[T, None],
+        encode: Callable[[T], bytes],
+        *,
+        keep_alive_s: float,
+        describe_error: Describe = describe,
     ) -> None:
         super().__init__(events)
         self._encode = encode
         self._keep_alive_s = keep_alive_s
+        self._describe_error = describe_error
         self._last_sent_s = 0.0
 
     async def _send(self, send: Send) -> None:
@@ -105,7 +137,7 @@ class StreamedAnswer(Answer):
             async for event in self._events:
                 await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
-            await self._send_part(send, sse_event(encode_error(error)))
+            await self._send_part(send, sse_event(encode_error(error, self._describe_error)))
             if not isinstance(error, LlmserveError):
                 log.exception("a stream failed")
         finally:

@@ -7,9 +7,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from llmserve.api import errors, models, ops
+from llmserve.api import errors, models, openai, ops
 from llmserve.api.inference import inference
+from llmserve.api.openai.errors import describe_error as describe_openai
+from llmserve.api.request_id import RequestIds
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -22,10 +25,11 @@ ROUTES = [
     Route("/health", ops.health),
     Route("/ready", ops.ready),
     Route("/metrics", ops.metrics),
+    *openai.ROUTES,
 ]
 
 
-def create_app(gateway: Gateway) -> Starlette:
+def create_app(gateway: Gateway) -> ASGIApp:
     """The whole service over `gateway`, which lives as long as the application's lifespan."""
 
     @asynccontextmanager
@@ -38,7 +42,9 @@ def create_app(gateway: Gateway) -> Starlette:
         routes=ROUTES,
         lifespan=lifespan,
         exception_handlers={
-            LlmserveError: errors.on_llmserve_error,
+            LlmserveError: errors.LlmserveErrorHandler(
+                dict.fromkeys(openai.PATHS, describe_openai)
+            ),
             HTTPException: errors.on_http_exception,
             ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,
@@ -46,4 +52,4 @@ def create_app(gateway: Gateway) -> Starlette:
     )
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
-    return app
+    return RequestIds(app)

@@ -16,6 +16,14 @@ class BodyTooLargeError(TooLargeError):
     """The rest of the body was not read, so the connection cannot be used again."""
 
 
+class UnknownFieldError(InvalidRequestError):
+    """The body has a field that the dialect does not have."""
+
+
+class MissingFieldError(InvalidRequestError):
+    """The body lacks a field that it must have."""
+
+
 _MAX_SHOWN = 80  # characters of a wrong value in a message
 
 
@@ -54,7 +62,7 @@ def _explain(message: str, body: bytes, wire_type: type[object]) -> InvalidReque
         return _unknown_field(_clipped(unknown[1]), path, wire_type)
     if missing := re.search(r"missing required field `(.*)`", what):
         field = _join(path, missing[1])
-        return InvalidRequestError(f"{field} is missing", param=field)
+        return MissingFieldError(f"{field} is missing", param=field)
     if is_key:
         return InvalidRequestError(f"a key of {path} is wrong: {what}", param=path)
     try:
@@ -82,7 +90,7 @@ def _unknown_field(name: str, path: str, wire_type: type[object]) -> InvalidRequ
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(known)}"
     field = _join(path, name)
-    return InvalidRequestError(f"there is no field {field}; {hint}", param=field)
+    return UnknownFieldError(f"there is no field {field}; {hint}", param=field)
 
 
 def _join(path: str, name: str) -> str:

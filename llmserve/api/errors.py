@@ -1,7 +1,13 @@
-"""LlmserveError -> status, headers and envelope. The one place that renders errors."""
+"""LlmserveError -> status, headers and envelope. The one place that renders errors.
+
+The envelope is the same in every dialect; what differs is a status, a type or a code, which is
+what the dialect's `Describe` says.
+"""
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -28,21 +34,47 @@ class ErrorEnvelope(Struct, frozen=True):
     error: ErrorBody
 
 
-def encode_error(error: Exception) -> bytes:
+class Description(NamedTuple):
+    status: int
+    body: ErrorBody
+
+
+Describe: TypeAlias = Callable[[LlmserveError], Description]
+
+
+def describe(error: LlmserveError) -> Description:
+    """In the words of the native dialect, which are those of `llmserve.errors`."""
+    return Description(error.status, ErrorBody(error.type, error.code, error.message, error.param))
+
+
+def encode_error(error: Exception, describe_error: Describe = describe) -> bytes:
     """The JSON of `error`, for a body or for an event of a stream; of a bug it says nothing."""
     if not isinstance(error, LlmserveError):
         error = LlmserveError("internal error; see the server's log")
-    body = ErrorBody(error.type, error.code, error.message, error.param)
-    return msgspec.json.encode(ErrorEnvelope(body))
+    return msgspec.json.encode(ErrorEnvelope(describe_error(error).body))
 
 
-async def on_llmserve_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, LlmserveError)
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
-    kind = _LastResponse if isinstance(error, BodyTooLargeError) else Response
-    return kind(encode_error(error), error.status, headers, "application/json")
+class LlmserveErrorHandler:
+    """For starlette. `dialects` has the `Describe` of the paths that start with its keys."""
+
+    def __init__(self, dialects: Mapping[str, Describe]) -> None:
+        self._dialects = dialects
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, LlmserveError)
+        headers = {}
+        if error.retry_after_s is not None:
+            headers["retry-after"] = str(error.retry_after_s)
+        kind = _LastResponse if isinstance(error, BodyTooLargeError) else Response
+        describe_error = self._describe_for(request.scope["path"])
+        status = describe_error(error).status
+        return kind(encode_error(error, describe_error), status, headers, "application/json")
+
+    def _describe_for(self, path: str) -> Describe:
+        for prefix, describe_error in self._dialects.items():
+            if path.startswith(prefix):
+                return describe_error
+        return describe
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -5,8 +5,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve import core
-from llmserve.api.answer import FoldedAnswer, StreamedAnswer, sse_event
+from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer, sse_event
 from llmserve.api.body import decode_body, read_body
+from llmserve.api.merge import merge
+from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.native import (
     Details,
     GrammarFormat,
@@ -31,7 +33,7 @@ async def inference(request: Request) -> Response:
     events = gateway.generate(to_core(wire))
     if wire.stream:
         return StreamedAnswer(events, StreamEncoder().encode, keep_alive_s=server.keep_alive_s)
-    return FoldedAnswer(events, render_details if wire.details else render_text)
+    return FoldedAnswer(merge([events]), render_details if wire.details else render_text)
 
 
 def to_core(wire: InferenceRequest) -> core.Request:
@@ -48,7 +50,7 @@ def to_core(wire: InferenceRequest) -> core.Request:
         system=wire.system,
         sampling=_sampling(parameters),
         max_tokens=parameters.max_tokens,
-        stop=_stops(parameters),
+        stop=stop_strings(parameters.stop),
         seed=parameters.seed,
         constraint=_constraint(wire.response_format),
     )
@@ -70,14 +72,8 @@ def _sampling(parameters: Parameters) -> core.SamplingParams:
     return core.SamplingParams(**given)
 
 
-def _stops(parameters: Parameters) -> tuple[str, ...]:
-    match parameters.stop:
-        case None:
-            return ()
-        case str() as stop:
-            return (stop,)
-        case stops:
-            return tuple(stops)
+def render_text(folded: list[Folded]) -> bytes:
+    return msgspec.json.encode(InferenceResponse(folded[0].text))
 
 
 def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
@@ -94,11 +90,12 @@ def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
             return None
 
 
-def render_text(text: str, started: Started, finished: Finished) -> bytes:
-    return msgspec.json.encode(InferenceResponse(text))
+def render_details(folded: list[Folded]) -> bytes:
+    (only,) = folded
+    return encode_details(only.text, only.started, only.finished)
 
 
-def render_details(text: str, started: Started, finished: Finished) -> bytes:
+def encode_details(text: str, started: Started, finished: Finished) -> bytes:
     """The answer with `details`; also the last event of every stream."""
     details = Details(
         finish_reason=finished.reason,
@@ -131,4 +128,4 @@ class StreamEncoder:
                 return sse_event(msgspec.json.encode(StreamDelta(text)))
             case Finished():
                 assert self._started
-                return sse_event(render_details("".join(self._texts), self._started, event))
+                return sse_event(encode_details("".join(self._texts), self._started, event))

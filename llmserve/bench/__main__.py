@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from llmserve.bench import constrained as constrained_bench
+from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import pool as pool_bench
 from llmserve.bench import throughput
 from llmserve.bench.figures import render
@@ -43,6 +44,7 @@ def main(
       scripts/bench --peer http://127.0.0.1:8080     a llama-server on the same model file
       scripts/bench pool                             loading, unloading, swapping models
       scripts/bench constrained                      answers under a JSON schema
+      scripts/bench dialects                         what OpenAI's dialect costs
     """
     if ctx.invoked_subcommand:
         return
@@ -72,6 +74,17 @@ def pool(config: Path, rounds: int, as_json: bool) -> None:
 def constrained(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
     """What a JSON schema costs: throughput under one, and compiling it."""
     figures = constrained_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
+    click.echo(render(figures, as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(8, 1024))
+@json_option
+def dialects(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
+    """The same conversations, streamed by POST /inference and by POST /v1/chat/completions."""
+    figures = dialects_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
     click.echo(render(figures, as_json=as_json))
 
 

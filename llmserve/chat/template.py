@@ -47,7 +47,7 @@ class ChatTemplate:
                 self._constants,
                 tools=None,
                 documents=None,
-                messages=[{"role": m.role, "content": m.content} for m in messages],
+                messages=[_as_dict(message) for message in messages],
                 add_generation_prompt=True,
             )
         except Exception as error:
@@ -55,6 +55,12 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
+
+
+def _as_dict(message: Message) -> dict[str, str]:
+    """What templates read; they ask whether there is a name by `is defined`."""
+    fields = {"role": message.role, "content": message.content}
+    return fields if message.name is None else {**fields, "name": message.name}
 
 
 class _Generation(Extension):

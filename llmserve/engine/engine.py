@@ -10,10 +10,21 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from llmserve.core import Constraint, Delta, Event, EventStream, Finished, Mode, Request, Started
+from llmserve.core import (
+    Constraint,
+    Delta,
+    Event,
+    EventStream,
+    Finished,
+    Message,
+    Mode,
+    Request,
+    Started,
+)
 from llmserve.engine import prompt
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.logprobs import MAX_LOGPROBS
@@ -22,6 +33,8 @@ from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
+
+T = TypeVar("T")
 
 MAX_RETRY_AFTER_S = 120
 
@@ -112,6 +125,33 @@ class Engine:
                 yield event
         finally:
             self._num_active -= 1
+
+    async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
+        return await self._encode(
+            lambda: prompt.tokenize(text, self._runtime, add_special=add_special)
+        )
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, with that of control tokens; parts of characters become U+FFFD.
+
+        Raises `InvalidRequestError` for what is not in the vocabulary.
+        """
+        return await self._encode(lambda: prompt.detokenize(tokens, self._runtime))
+
+    async def render(self, messages: Sequence[Message]) -> str:
+        """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
+        return await self._encode(lambda: prompt.render(messages, self._template))
+
+    async def _encode(self, work: Callable[[], T]) -> T:
+        """The result of `work` in the encoder's thread, while the model is there."""
+
+        def run() -> T:
+            self._check_alive()  # `close` waits for all that is queued here
+            return work()
+
+        self._check_alive()
+        return await self._loop.run_in_executor(self._encoder, run)
 
     async def close(self) -> None:
         """End the worker and give the model's memory back; what still runs ends as cancelled."""

@@ -134,6 +134,10 @@ class LlamaRuntime:
         sliced: LLTokenizer = tokenizer.with_slices(LLTokenizer.json_slices())
         return sliced
 
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        # Not through `_pieces`, which is the worker's; the vocabulary itself never changes.
+        return b"".join(_token_to_piece(self._vocab, token, special=True) for token in tokens)
+
     # -- computing --------------------------------------------------------------------------
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:

@@ -1,6 +1,7 @@
 """core.Request -> the text and the tokens that the model continues."""
 
 import logging
+from collections.abc import Sequence
 
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
@@ -98,6 +99,35 @@ def encode(
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long(field, f"{len(tokens)}", runtime)
     return tokens
+
+
+def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:
+    """The tokens of a bare text. Raises `InvalidRequestError` for a lone surrogate."""
+    try:
+        return runtime.tokenize(text, add_special=add_special)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            "the text is no valid Unicode: it has half of a surrogate pair"
+        ) from error
+
+
+def detokenize(tokens: Sequence[int], runtime: Runtime) -> str:
+    """The text of `tokens`. Raises `InvalidRequestError` for one that the model does not have."""
+    vocab_size = runtime.info.vocab_size
+    for index, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"token {token} is not in the vocabulary of {vocab_size} tokens",
+                param=f"tokens[{index}]",
+            )
+    return runtime.detokenize(tokens).decode(errors="replace")
+
+
+def render(messages: Sequence[Message], template: ChatTemplate | None) -> str:
+    """The text of a conversation. Raises `InvalidRequestError` if the model has no template."""
+    if template is None:
+        raise InvalidRequestError("the model has no chat template", param="messages")
+    return template.render(messages)
 
 
 def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:

@@ -1,8 +1,8 @@
 """What the engine needs from an inference library, and nothing more.
 
 `engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
-`grammar_tokenizer` and `abort` may be called from any thread, everything else by the worker's
-thread only.
+`detokenize`, `grammar_tokenizer` and `abort` may be called from any thread, everything else by the
+worker's thread only.
 """
 
 from collections.abc import Sequence
@@ -80,6 +80,9 @@ class Runtime(Protocol):
 
         Takes 0.3 s for 49k tokens. What is made with it must be gone before `close`.
         """
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Their text as UTF-8, with that of control tokens. All must be in the vocabulary."""
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute one batch, at most `max_batch` tokens, at most one chunk a slot.

@@ -4,9 +4,16 @@ from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
 
+from llmserve.api.schemas.fields import (
+    LogitBias,
+    MaxTokens,
+    MinP,
+    Penalty,
+    StopString,
+    StopStrings,
+    Temperature,
+)
 from llmserve.core import FinishReason, Mode, Timings
-
-StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -15,22 +22,16 @@ class Message(Struct, forbid_unknown_fields=True):
 
 
 class Parameters(Struct, forbid_unknown_fields=True):
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    temperature: Temperature | None = None
+    max_tokens: MaxTokens | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    stop: StopString | StopStrings | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    logit_bias: (
-        Annotated[
-            dict[Annotated[int, Meta(ge=0, le=2**31 - 1)], Annotated[float, Meta(ge=-100, le=100)]],
-            Meta(max_length=1024),
-        ]
-        | None
-    ) = None
+    min_p: MinP | None = None
+    logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
 
 

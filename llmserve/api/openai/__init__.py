@@ -1,0 +1,19 @@
+"""OpenAI's dialect: /v1/*, and the text routes that llama-server and vLLM have beside it."""
+
+from starlette.routing import Route
+
+from llmserve.api.openai.chat import chat_completions
+from llmserve.api.openai.completions import completions
+from llmserve.api.openai.models import get_model, list_models
+from llmserve.api.openai.tokens import apply_template, detokenize, tokenize
+
+ROUTES = [
+    Route("/v1/models", list_models),
+    Route("/v1/models/{name:path}", get_model),
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/apply-template", apply_template, methods=["POST"]),
+]
+PATHS = ("/v1/", "/tokenize", "/detokenize", "/apply-template")  # whose errors speak OpenAI's words

@@ -1,0 +1,150 @@
+"""What all answers of the dialect have in common: head, usage, the order of a stream.
+
+A stream is, for each choice, its chunks and last one with a `finish_reason`; then, if asked for,
+the usage with no choices; then `[DONE]`.
+"""
+
+import functools
+import hashlib
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+import llmserve
+from llmserve import core
+from llmserve.api.answer import Folded, sse_event
+from llmserve.api.merge import Indexed
+from llmserve.api.schemas.openai import Body, PromptTokensDetails, Usage
+from llmserve.core import Delta, Finished, FinishReason, Started
+from llmserve.gateway import Gateway
+from llmserve.registry.config import ModelSpec
+
+DONE = sse_event(b"[DONE]")
+
+
+class Head(Struct, frozen=True):
+    """What one request's answer, or every chunk of it, says about itself."""
+
+    id: str
+    object: str
+    created: int
+    fingerprint: str
+
+    def body(
+        self, model: str, choices: list[Any], usage: Usage | UnsetType | None = UNSET
+    ) -> bytes:
+        return msgspec.json.encode(
+            Body(
+                id=self.id,
+                object=self.object,
+                created=self.created,
+                model=model,
+                system_fingerprint=self.fingerprint,
+                choices=choices,
+                usage=usage,
+            )
+        )
+
+
+def make_head(gateway: Gateway, model: str | None, *, prefix: str, kind: str) -> Head:
+    # A name that nobody has is refused with the first event, so its answer needs no fingerprint.
+    spec = gateway.config.default if model is None else gateway.config.names.get(model)
+    return Head(
+        id=f"{prefix}-{secrets.token_hex(12)}",
+        object=kind,
+        created=int(time.time()),
+        fingerprint=_fingerprint(spec) if spec else "",
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(spec: ModelSpec) -> str:
+    """Changes where the same request and seed might give another text."""
+    digest = hashlib.sha256(f"{llmserve.__version__} {spec!r}".encode())
+    return f"fp_{digest.hexdigest()[:12]}"
+
+
+def finish_reason(reason: FinishReason) -> str:
+    """An answer that the server's end cut short is "length": not whole, and no client knows more.
+
+    OpenAI has no word for it, and strict clients take no others.
+    """
+    return "stop" if reason is FinishReason.STOP else "length"
+
+
+def total_usage(usages: Sequence[core.Usage], num_choices: int) -> Usage:
+    """Of all generations, in their order: the prompt of each `num_choices` counts once."""
+    prompts = usages[::num_choices]
+    num_prompt = sum(usage.prompt_tokens for usage in prompts)
+    num_generated = sum(usage.generated_tokens for usage in usages)
+    return Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=num_generated,
+        total_tokens=num_prompt + num_generated,
+        prompt_tokens_details=PromptTokensDetails(sum(u.cached_tokens for u in prompts)),
+    )
+
+
+def fold_body(head: Head, folded: list[Folded], choices: list[Any], num_choices: int) -> bytes:
+    """The whole answer to a request with `num_choices` for each prompt."""
+    usage = total_usage([f.finished.usage for f in folded], num_choices)
+    return head.body(folded[0].started.model, choices, usage)
+
+
+class StreamEncoder(ABC):
+    """The events of all generations of one request -> its chunks."""
+
+    def __init__(
+        self, head: Head, *, num_prompts: int, num_choices: int, include_usage: bool
+    ) -> None:
+        self._head = head
+        self._num_choices = num_choices
+        self._include_usage = include_usage
+        self._usages: list[core.Usage | None] = [None] * (num_prompts * num_choices)
+        self._model = ""
+
+    def encode(self, item: Indexed) -> bytes:
+        index, event = item
+        match event:
+            case Started():
+                self._model = event.model
+                return self._chunk(self.start(index))
+            case Delta():
+                return self._chunk(self.delta(index, event))
+            case Finished():
+                self._usages[index] = event.usage
+                return self._chunk(self.finish(index, event)) + self._end()
+
+    @abstractmethod
+    def start(self, index: int) -> Struct | None:
+        """The first choice struct of a generation, if it has something to say."""
+
+    @abstractmethod
+    def delta(self, index: int, event: Delta) -> Struct: ...
+
+    @abstractmethod
+    def finish(self, index: int, event: Finished) -> Struct: ...
+
+    def _chunk(self, choice: Struct | None) -> bytes:
+        if choice is None:
+            return b""
+        # OpenAI's own chunks have a null there, once the usage is asked for.
+        usage = None if self._include_usage else UNSET
+        return sse_event(self._head.body(self._model, [choice], usage))
+
+    def _end(self) -> bytes:
+        """What follows the last choice's last chunk."""
+        usages = [usage for usage in self._usages if usage]
+        if len(usages) < len(self._usages):
+            return b""
+        if not self._include_usage:
+            return DONE
+        return (
+            sse_event(self._head.body(self._model, [], total_usage(usages, self._num_choices)))
+            + DONE
+        )

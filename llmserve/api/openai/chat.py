@@ -1,0 +1,173 @@
+"""POST /v1/chat/completions."""
+
+import functools
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve import core
+from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
+from llmserve.api.body import MissingFieldError, decode_body, read_body
+from llmserve.api.merge import merge
+from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
+from llmserve.api.openai.errors import describe_error
+from llmserve.api.openai.messages import to_messages
+from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
+from llmserve.api.schemas.fields import stop_strings
+from llmserve.api.schemas.openai_chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatDelta,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    ContentLogprob,
+    JsonSchema,
+    ResponseFormat,
+    TopLogprob,
+)
+from llmserve.core import Constraint, Delta, Finished, SampledLogprob, TokenLogprob
+from llmserve.errors import InvalidRequestError
+from llmserve.gateway import Gateway
+
+_REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "modalities": (["text"],),
+    "audio": (),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+
+async def chat_completions(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    server = gateway.config.server
+    wire = decode_body(await read_body(request, server.max_body_bytes), ChatRequest)
+    include_usage = wants_usage(wire)
+    requests = to_core(wire)
+    events = merge([gateway.generate(each) for each in requests])
+    kind = "chat.completion.chunk" if wire.stream else "chat.completion"
+    head = make_head(gateway, wire.model, prefix="chatcmpl", kind=kind)
+    if not wire.stream:
+        return FoldedAnswer(events, functools.partial(_render, head, bool(wire.logprobs)))
+    encoder = ChatEncoder(
+        head, num_prompts=1, num_choices=len(requests), include_usage=include_usage
+    )
+    return StreamedAnswer(
+        events,
+        encoder.encode,
+        keep_alive_s=server.keep_alive_s,
+        describe_error=describe_error,
+    )
+
+
+def to_core(wire: ChatRequest) -> list[core.Request]:
+    """A request for each choice. Raises `InvalidRequestError`s that name the field."""
+    refuse(wire, _REFUSED)
+    base = core.Request(
+        model=wire.model,
+        messages=to_messages(wire.messages),
+        mode=core.Mode.CHAT,
+        sampling=sampling(wire),
+        max_tokens=_max_tokens(wire),
+        stop=stop_strings(wire.stop),
+        num_logprobs=_num_logprobs(wire),
+        constraint=_constraint(wire.response_format),
+    )
+    return [msgspec.structs.replace(base, seed=seed) for seed in seeds(wire, wire.n or 1)]
+
+
+def _max_tokens(wire: ChatRequest) -> int | None:
+    """Of the old and the new name of the same field."""
+    old, new = wire.max_tokens, wire.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise InvalidRequestError(
+            f"max_tokens is {old} and max_completion_tokens is {new}; give one of them",
+            param="max_tokens",
+        )
+    return new if old is None else old
+
+
+def _num_logprobs(wire: ChatRequest) -> int | None:
+    if wire.logprobs:
+        return wire.top_logprobs or 0
+    if wire.top_logprobs:
+        raise InvalidRequestError(
+            "top_logprobs is given, but logprobs is not true", param="top_logprobs"
+        )
+    return None
+
+
+def _constraint(wire: ResponseFormat | None) -> Constraint | None:
+    if wire is None or wire.type == "text":
+        return None
+    if wire.type == "json_object":
+        return Constraint("json")
+    if wire.json_schema is None:
+        raise MissingFieldError(
+            "response_format.json_schema is missing", param="response_format.json_schema"
+        )
+    schema = _schema_text(wire.json_schema)
+    return Constraint("json") if schema is None else Constraint("json_schema", schema)
+
+
+def _schema_text(wire: JsonSchema) -> str | None:
+    path = "response_format.json_schema.schema"
+    try:
+        text = bytes(wire.schema).decode()
+    except UnicodeDecodeError as error:  # nobody has read it so far
+        raise InvalidRequestError(f"{path} is not valid UTF-8: {error}", param=path) from error
+    if text in ("", "null"):
+        return None
+    if not text.startswith("{"):
+        raise InvalidRequestError(f"{path} is {text[:80]}; it must be an object", param=path)
+    return text
+
+
+def _render(head: Head, with_logprobs: bool, folded: list[Folded]) -> bytes:
+    choices = [
+        ChatChoice(
+            index,
+            AnswerMessage(content=each.text),
+            ChatLogprobs(_logprobs(each.logprobs)) if with_logprobs else None,
+            finish_reason(each.finished.reason),
+        )
+        for index, each in enumerate(folded)
+    ]
+    return fold_body(head, folded, choices, len(choices))
+
+
+class ChatEncoder(StreamEncoder):
+    def start(self, index: int) -> ChunkChoice:
+        return ChunkChoice(index, ChatDelta(role="assistant", content=""))
+
+    def delta(self, index: int, event: Delta) -> ChunkChoice:
+        logprobs = ChatLogprobs(_logprobs(event.logprobs)) if event.logprobs else None
+        return ChunkChoice(index, ChatDelta(content=event.text), logprobs)
+
+    def finish(self, index: int, event: Finished) -> ChunkChoice:
+        return ChunkChoice(index, ChatDelta(), finish_reason=finish_reason(event.reason))
+
+
+def _logprobs(sampled: "list[SampledLogprob] | tuple[SampledLogprob, ...]") -> list[ContentLogprob]:
+    return [
+        ContentLogprob(
+            _text(each.chosen),
+            each.chosen.logprob,
+            list(each.chosen.data),
+            [TopLogprob(_text(top), top.logprob, list(top.data)) for top in each.top],
+        )
+        for each in sampled
+    ]
+
+
+def _text(token: TokenLogprob) -> str:
+    """Beside it are the bytes, for tokens that are a part of a character."""
+    return token.data.decode(errors="replace")

@@ -1,0 +1,44 @@
+"""GET /v1/models and GET /v1/models/NAME."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve.api.schemas.openai import ModelCard, ModelCards
+from llmserve.gateway import Gateway
+from llmserve.registry.config import ModelSpec
+
+
+async def list_models(request: Request) -> Response:
+    """Aliases too, each after its model: many clients offer or accept only what is listed."""
+    gateway: Gateway = request.app.state.gateway
+    cards = [
+        _card(gateway, name, spec)
+        for spec in gateway.config.models
+        for name in (spec.name, *spec.aliases)
+    ]
+    return _json(ModelCards("list", cards))
+
+
+async def get_model(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    name = request.path_params["name"]
+    return _json(_card(gateway, name, gateway.resolve(name)))
+
+
+def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
+    model = gateway.pool.look(spec)
+    placement = model.placement
+    return ModelCard(
+        id=name,
+        object="model",
+        created=gateway.created_s,
+        owned_by="llmserve",
+        root=spec.name,
+        context_length=placement.context_length if placement else spec.context_length,
+        state=model.state,
+    )
+
+
+def _json(body: ModelCard | ModelCards) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,0 +1,71 @@
+"""POST /tokenize, /detokenize and /apply-template: what the model makes of a text."""
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve.api.body import decode_body, read_body
+from llmserve.api.openai.messages import to_messages
+from llmserve.api.schemas.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TemplateRequest,
+    TemplateResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from llmserve.errors import InvalidRequestError
+from llmserve.gateway import Gateway
+
+T = TypeVar("T")
+
+
+async def tokenize(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    wire = await _read(gateway, request, TokenizeRequest)
+    text, add_special = _text(wire)
+    async with gateway.engine(wire.model) as engine:
+        tokens = await engine.tokenize(text, add_special=add_special)
+        max_len = engine.limits.context_length
+    return _json(TokenizeResponse(tokens, len(tokens), max_len))
+
+
+async def detokenize(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    wire = await _read(gateway, request, DetokenizeRequest)
+    async with gateway.engine(wire.model) as engine:
+        text = await engine.detokenize(wire.tokens)
+    return _json(DetokenizeResponse(text, text))
+
+
+async def apply_template(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    wire = await _read(gateway, request, TemplateRequest)
+    messages = to_messages(wire.messages)
+    async with gateway.engine(wire.model) as engine:
+        return _json(TemplateResponse(await engine.render(messages)))
+
+
+def _text(wire: TokenizeRequest) -> tuple[str, bool]:
+    """The text, and whether to put BOS in front: llama-server's default is no, vLLM's is yes."""
+    if wire.add_special is not None and wire.add_special_tokens is not None:
+        raise InvalidRequestError(
+            "give either add_special or add_special_tokens", param="add_special"
+        )
+    given = wire.add_special if wire.add_special_tokens is None else wire.add_special_tokens
+    if wire.content is not None and wire.prompt is None:
+        return wire.content, bool(given)
+    if wire.prompt is not None and wire.content is None:
+        return wire.prompt, given is not False
+    raise InvalidRequestError("give either content or prompt", param="content")
+
+
+async def _read(gateway: Gateway, request: Request, kind: type[T]) -> T:
+    return decode_body(await read_body(request, gateway.config.server.max_body_bytes), kind)
+
+
+def _json(body: Struct) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

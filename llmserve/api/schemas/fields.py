@@ -1,0 +1,25 @@
+"""The values that fields of several dialects have in common, with their ranges."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+StopStrings = Annotated[list[StopString], Meta(max_length=16)]
+LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+
+
+def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    """The wire's `stop` as core has it."""
+    match stop:
+        case None:
+            return ()
+        case str():
+            return (stop,)
+        case _:
+            return tuple(stop)

@@ -1,0 +1,89 @@
+"""What the wire formats of chat completions and completions have in common.
+
+Every optional field may be null. Nothing unknown is accepted; fields whose type is `Refused` are
+known, would change the answer, and are not supported (`openai/params.py` refuses them by name);
+fields whose type is `Inert` cannot change the answer.
+"""
+
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from llmserve.api.schemas.fields import (
+    LogitBias,
+    MinP,
+    Penalty,
+    StopString,
+    StopStrings,
+    Temperature,
+)
+
+Refused: TypeAlias = Any
+Inert: TypeAlias = Any
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    include_obfuscation: Inert = None
+
+
+class GenerationRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The fields of both; `top_k`, `min_p` and `ignore_eos` as llama-server and vLLM have them."""
+
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    stop: StopString | StopStrings | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    logit_bias: LogitBias | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: MinP | None = None
+    ignore_eos: bool | None = None
+
+    user: Inert = None
+    cache_prompt: Inert = None
+
+
+class PromptTokensDetails(Struct):
+    cached_tokens: int
+
+
+class Usage(Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Body(Struct, kw_only=True):
+    """An answer, or one event of a stream; `usage` UNSET leaves it out."""
+
+    id: str
+    object: str
+    created: int  # unix time
+    model: str
+    system_fingerprint: str
+    choices: list[Any]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(Struct):
+    """`root` is the name in models.toml, `id` that or an alias, as in vLLM."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    root: str
+    context_length: int | None
+    state: str
+
+
+class ModelCards(Struct):
+    object: str
+    data: list[ModelCard]

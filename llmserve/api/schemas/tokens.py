@@ -1,0 +1,45 @@
+"""The wire formats of POST /tokenize, /detokenize, /apply-template: llama-server's and vLLM's."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from llmserve.api.schemas.fields import TokenId
+from llmserve.api.schemas.openai_chat import Messages
+
+
+class TokenizeRequest(Struct, forbid_unknown_fields=True):
+    """`content` and `add_special` are llama-server's, `prompt` and `add_special_tokens` vLLM's."""
+
+    model: str | None = None
+    content: str | None = None
+    add_special: bool | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeResponse(Struct):
+    tokens: list[int]
+    count: int
+    max_model_len: int  # tokens of the context
+
+
+class DetokenizeRequest(Struct, forbid_unknown_fields=True):
+    tokens: Annotated[list[TokenId], Meta(max_length=1 << 20)]
+    model: str | None = None
+
+
+class DetokenizeResponse(Struct):
+    """The same text twice: under llama-server's name and under vLLM's."""
+
+    content: str
+    prompt: str
+
+
+class TemplateRequest(Struct, forbid_unknown_fields=True):
+    messages: Messages
+    model: str | None = None
+
+
+class TemplateResponse(Struct):
+    prompt: str

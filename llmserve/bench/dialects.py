@@ -1,0 +1,72 @@
+"""What OpenAI's dialect costs: the same conversations through both, streamed."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from llmserve.bench.figures import Figure
+from llmserve.bench.targets import Server
+from llmserve.bench.workload import prompts
+
+NUM_STREAMS = 16
+Messages = list[dict[str, str]]
+Way = Callable[[Messages, int], tuple[str, dict[str, Any]]]  # -> path, body
+
+
+def run(config: Path, *, num_rounds: int, max_tokens: int) -> list[Figure]:
+    """Interleaved rounds, each way first in turn, over the default model of `config`."""
+    native: list[float] = []
+    openai: list[float] = []
+    with Server(config) as server:
+        asyncio.run(_measure(server.url, _native, max_tokens, salt=0))  # warm
+        for salt in range(1, num_rounds + 1):
+            ways = [(native, _native), (openai, _openai)]
+            for rates, way in ways if salt % 2 else ways[::-1]:
+                rates.append(asyncio.run(_measure(server.url, way, max_tokens, salt=salt)))
+    ratios = [b / a for a, b in zip(native, openai, strict=True)]
+    return [
+        Figure("/inference, 16 streams", statistics.median(native), "tok/s"),
+        Figure("/v1/chat/completions, 16 streams", statistics.median(openai), "tok/s"),
+        Figure("/v1/chat/completions / /inference", statistics.median(ratios), "", ">= 0.98"),
+    ]
+
+
+def _native(messages: Messages, max_tokens: int) -> tuple[str, dict[str, Any]]:
+    parameters = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True}
+    return "/inference", {"messages": messages, "stream": True, "parameters": parameters}
+
+
+def _openai(messages: Messages, max_tokens: int) -> tuple[str, dict[str, Any]]:
+    body = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True}
+    options = {"include_usage": True}
+    return "/v1/chat/completions", {
+        "messages": messages, "stream": True, "stream_options": options, **body
+    }  # fmt: skip
+
+
+async def _measure(url: str, way: Way, max_tokens: int, *, salt: int) -> float:
+    """Tokens per second of all streams together."""
+    texts = prompts(NUM_STREAMS, salt=salt)
+    calls = [way([{"role": "user", "content": text}], max_tokens) for text in texts]
+    async with httpx2.AsyncClient(base_url=url, timeout=600) as client:
+        begin_s = time.perf_counter()
+        await asyncio.gather(*(_drain(client, path, body, max_tokens) for path, body in calls))
+        return NUM_STREAMS * max_tokens / (time.perf_counter() - begin_s)
+
+
+async def _drain(
+    client: httpx2.AsyncClient, path: str, body: dict[str, Any], max_tokens: int
+) -> None:
+    """Read one stream without parsing it: the client shares the cores with the server."""
+    last = b""
+    async with client.stream("POST", path, json=body) as response:
+        response.raise_for_status()
+        async for part in response.aiter_raw():
+            last = (last + part)[-8192:]
+    counted = f'tokens":{max_tokens}'.encode()  # generated_tokens, completion_tokens
+    assert counted in last, last

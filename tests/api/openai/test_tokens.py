@@ -1,0 +1,115 @@
+"""POST /tokenize, /detokenize and /apply-template."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llmserve.testing import FakeRuntime
+from tests.api.openai.helpers import USER, error_of, ok
+from tests.serving import FakeService, fake_service
+
+BOS = 1
+
+
+class _WithBos(FakeRuntime):
+    """Begins with a token of its own, as most models do."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return [BOS] * add_special + super().tokenize(text, add_special=add_special)
+
+
+@pytest.fixture
+def bos_service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
+    monkeypatch.setattr("tests.serving.FakeRuntime", _WithBos)
+    with fake_service() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_bos"),
+    [
+        ({"content": "hi"}, False),  # llama-server's
+        ({"content": "hi", "add_special": True}, True),
+        ({"prompt": "hi"}, True),  # vLLM's
+        ({"prompt": "hi", "add_special_tokens": False}, False),
+        ({"prompt": "hi", "add_special": False}, False),
+        ({"content": "hi", "model": "default"}, False),
+    ],
+)
+def test_tokenize(bos_service: FakeService, fields: dict[str, Any], has_bos: bool) -> None:
+    tokens = [BOS] * has_bos + list(b"hi")
+    body = ok(bos_service.post(fields, "/tokenize"))
+    assert body == {"tokens": tokens, "count": len(tokens), "max_model_len": 4096}
+
+
+def test_an_empty_text_has_no_tokens(service: FakeService) -> None:
+    assert ok(service.post({"content": ""}, "/tokenize"))["tokens"] == []
+
+
+def test_detokenize_is_the_inverse(service: FakeService) -> None:
+    text = "żółć \U0001f600\n"
+    tokens = ok(service.post({"content": text}, "/tokenize"))["tokens"]
+    body = ok(service.post({"tokens": tokens}, "/detokenize"))
+    assert body == {"content": text, "prompt": text}
+
+
+def test_detokenize_shows_control_tokens_and_broken_characters(service: FakeService) -> None:
+    tokens = [104, 256, 0xC3]
+    assert ok(service.post({"tokens": tokens}, "/detokenize"))["content"] == "h<eos>\ufffd"
+    assert ok(service.post({"tokens": []}, "/detokenize"))["content"] == ""
+
+
+def test_apply_template(service: FakeService) -> None:
+    messages = [{"role": "developer", "content": "s"}, *USER]
+    body = ok(service.post({"messages": messages}, "/apply-template"))
+    assert body == {"prompt": "<system>s\n<user>hi\n<assistant>"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "content"),
+        ("/tokenize", {"content": "a", "prompt": "a"}, "content"),
+        ("/tokenize", {"content": "a", "add_special": True, "add_special_tokens": True}, None),
+        ("/tokenize", {"content": 1}, "content"),
+        ("/tokenize", {"content": "a", "with_pieces": True}, "with_pieces"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [257]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [1, -1]}, "tokens[1]"),
+        ("/detokenize", {"tokens": [2**31]}, "tokens[0]"),
+        ("/apply-template", {"messages": []}, "messages"),
+        ("/apply-template", {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ],
+)
+def test_refusals(service: FakeService, path: str, body: dict[str, Any], param: str | None) -> None:
+    error = error_of(service.post(body, path), 400)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == (param or "add_special")
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template"])
+def test_an_unknown_model_is_a_404(service: FakeService, path: str) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/tokenize": {"content": "x"},
+        "/detokenize": {"tokens": [1]},
+        "/apply-template": {"messages": USER},
+    }
+    body = bodies[path]
+    error = error_of(service.post({**body, "model": "nope"}, path), 404)
+    assert error["code"] == "model_not_found"
+
+
+def test_a_model_without_a_template() -> None:
+    with fake_service(chat_template=None) as service:
+        error = error_of(service.post({"messages": USER}, "/apply-template"), 400)
+        assert "no chat template" in error["message"]
+
+
+def test_a_model_is_loaded_for_it_and_not_while_draining() -> None:
+    with fake_service(models={"fake": {}, "cold": {}}) as service:
+        ok(service.post({"content": "x", "model": "cold"}, "/tokenize"))
+        assert "cold" in service.runtimes
+        service.run(service.gateway.drain(0))
+        error = error_of(service.post({"content": "x"}, "/tokenize"), 503)
+        assert error["code"] == "shutting_down"
