@@ -1,10 +1,10 @@
 """How long it takes until a model that is warm, cold or in another's place answers."""
 
 import statistics
-import tempfile
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 
@@ -17,33 +17,51 @@ from llmserve.registry.sources import locate
 _SHORT = {"prompt": "Say hello.", "parameters": {"max_tokens": 1, "temperature": 0}}
 
 
+class _Loads(NamedTuple):
+    """Seconds of each round, and what one model takes."""
+
+    warm_s: list[float]
+    cold_s: list[float]
+    pool_s: list[float]
+    bare_s: list[float]
+    model_bytes: int
+
+
 def run(config: Path, *, num_rounds: int) -> list[Figure]:
     """Every figure, for the default model of `config` and a second one from the same file."""
     path = locate(load_config(config).default)
-    with tempfile.TemporaryDirectory() as folder, _two_models(Path(folder), path) as two:
-        with Server(two) as server, httpx2.Client(base_url=server.url, timeout=600) as client:
-            one_bytes = client.get("/models").json()["models"][0]["bytes"]
-            warm_s = [_ttft(client, "one") for _ in range(num_rounds * 3)]
-            loads_s, bare_s = [], []
-            for _ in range(num_rounds * 3):
-                bare_s.append(timed_load(path))
-                client.post("/models/one/unload").raise_for_status()
-                loads_s.append(_timed(client, "/models/one/load", {}))
-            client.post("/models/one/unload").raise_for_status()
-            cold_s = []
-            for _ in range(num_rounds):
-                cold_s.append(_ttft(client, "one"))
-                client.post("/models/one/unload").raise_for_status()
-        with _two_models(Path(folder), path, budget_bytes=one_bytes * 3 // 2) as tight:
-            swaps_s = _swaps(tight, num_rounds)
+    with _two_models(path) as roomy:
+        loads = _loads(roomy, path, num_rounds)
+    with _two_models(path, budget_bytes=loads.model_bytes * 3 // 2) as tight:
+        swaps_s = _swaps(tight, num_rounds)
     return [
-        Figure("time to first token, warm model", statistics.median(warm_s) * 1e3, "ms"),
-        Figure("… cold load, warm page cache", statistics.median(cold_s) * 1e3, "ms"),
+        Figure("time to first token, warm model", statistics.median(loads.warm_s) * 1e3, "ms"),
+        Figure("… cold load, warm page cache", statistics.median(loads.cold_s) * 1e3, "ms"),
         Figure("… swap: another model has to leave first", statistics.median(swaps_s) * 1e3, "ms"),
-        Figure("load by llama.cpp alone", statistics.median(bare_s) * 1e3, "ms"),
-        Figure("load by the pool", statistics.median(loads_s) * 1e3, "ms"),
-        Figure("pool over llama.cpp", _ratio(loads_s, bare_s), "", "<= 1.05"),
+        Figure("load by llama.cpp alone", statistics.median(loads.bare_s) * 1e3, "ms"),
+        Figure("load by the pool", statistics.median(loads.pool_s) * 1e3, "ms"),
+        Figure("pool over llama.cpp", _ratio(loads.pool_s, loads.bare_s), "", "<= 1.05"),
     ]
+
+
+def _loads(config: Path, path: Path, num_rounds: int) -> _Loads:
+    with Server(config) as server, httpx2.Client(base_url=server.url, timeout=600) as client:
+        model_bytes = client.get("/models").json()["models"][0]["bytes"]
+        loads = _Loads(
+            [_ttft(client, "one") for _ in range(num_rounds * 3)], [], [], [], model_bytes
+        )
+        for _ in range(num_rounds * 3):
+            loads.bare_s.append(timed_load(path))
+            _unload(client)
+            loads.pool_s.append(_timed(client, "/models/one/load", {}))
+        for _ in range(num_rounds):
+            _unload(client)
+            loads.cold_s.append(_ttft(client, "one"))
+    return loads
+
+
+def _unload(client: httpx2.Client) -> None:
+    client.post("/models/one/unload").raise_for_status()
 
 
 def _swaps(config: Path, num_rounds: int) -> list[float]:
@@ -67,11 +85,9 @@ def _ratio(ours_s: list[float], theirs_s: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours_s, theirs_s, strict=True))
 
 
-def _two_models(
-    folder: Path, path: Path, *, budget_bytes: int | None = None
-) -> AbstractContextManager[Path]:
+def _two_models(path: Path, *, budget_bytes: int | None = None) -> AbstractContextManager[Path]:
     budget = "auto" if budget_bytes is None else f"{budget_bytes} B"
     text = f'[server]\nmemory_budget = "{budget}"\n'
     for name in ("one", "two"):
         text += f'[models.{name}]\npath = "{path}"\ncontext_length = 8192\n'
-    return temporary_config(folder, text)
+    return temporary_config(text)

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,10 +202,9 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def temporary_config(directory: Path, text: str) -> Iterator[Path]:
-    path = directory / f"bench-{os.getpid()}.toml"
-    path.write_text(text)
-    try:
+def temporary_config(text: str) -> Iterator[Path]:
+    """A models.toml of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "models.toml"
+        path.write_text(text)
         yield path
-    finally:
-        path.unlink()

@@ -2,7 +2,6 @@
 
 import asyncio
 import statistics
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -113,10 +112,9 @@ def _startup(config: Path) -> list[Figure]:
     for _ in range(3):
         with Server(config) as server:
             times.append(server.ready_s)
-    with tempfile.TemporaryDirectory() as directory:
-        lazy = config.read_text().replace("[server]", "[server]\npreload = false")
-        with temporary_config(Path(directory), lazy) as path, Server(path) as server:
-            idle_mb = server.rss_bytes / 1e6
+    lazy = config.read_text().replace("[server]", "[server]\npreload = false")
+    with temporary_config(lazy) as path, Server(path) as server:
+        idle_mb = server.rss_bytes / 1e6
     return [
         Figure("`llmserve serve` to ready", statistics.median(times), "s", "<= 3"),
         Figure("server memory, no model loaded", idle_mb, "MB", "<= 80"),
