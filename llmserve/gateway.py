@@ -21,7 +21,8 @@ from llmserve.errors import (
 from llmserve.metrics import Metrics, RequestMeter
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
-from llmserve.pool.pool import Model, Pool, State
+from llmserve.pool.model import Model, State
+from llmserve.pool.pool import Pool
 from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.registry.sources import check_files
 

@@ -25,8 +25,9 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
+from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
-from llmserve.pool.pool import Pool, State
+from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.testing import FakeRuntime

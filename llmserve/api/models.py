@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from llmserve.api.schemas.models import ModelList, ModelStatus
 from llmserve.gateway import Gateway
-from llmserve.pool.pool import Model, State
+from llmserve.pool.model import Model, State
 from llmserve.registry.config import ConfigChange
 
 

@@ -113,13 +113,7 @@ def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:
 
 def detokenize(tokens: Sequence[int], runtime: Runtime) -> str:
     """The text of `tokens`. Raises `InvalidRequestError` for one that the model does not have."""
-    vocab_size = runtime.info.vocab_size
-    for index, token in enumerate(tokens):
-        if not 0 <= token < vocab_size:
-            raise InvalidRequestError(
-                f"token {token} is not in the vocabulary of {vocab_size} tokens",
-                param=f"tokens[{index}]",
-            )
+    _check_vocabulary(tokens, runtime, "tokens[{}]")
     return runtime.detokenize(tokens).decode(errors="replace")
 
 
@@ -136,14 +130,19 @@ def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:
         raise InvalidRequestError("prompt is empty; give at least one token", param="prompt")
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long("prompt", f"{len(tokens)}", runtime)
+    _check_vocabulary(tokens, runtime, "prompt.{}")
+    return list(tokens)
+
+
+def _check_vocabulary(tokens: Sequence[int], runtime: Runtime, param: str) -> None:
+    """`param` names the field of a token, with {} for its index."""
     vocab_size = runtime.info.vocab_size
     for index, token in enumerate(tokens):
         if not 0 <= token < vocab_size:
             raise InvalidRequestError(
                 f"token {token} at index {index} is not in the vocabulary of {vocab_size} tokens",
-                param=f"prompt.{index}",
+                param=param.format(index),
             )
-    return list(tokens)
 
 
 def _check_hopeless(text: str, runtime: Runtime, field: str) -> None:

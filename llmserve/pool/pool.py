@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from llmserve.engine.engine import Engine
@@ -30,19 +29,12 @@ from llmserve.errors import (
     ShuttingDownError,
 )
 from llmserve.pool.eviction import Resident, Use, choose_evictions
+from llmserve.pool.model import Model, State
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import FIRST_LINE_S, Progress, told
 from llmserve.registry.config import ModelSpec
 
 log = logging.getLogger(__name__)
-
-
-class State(StrEnum):
-    COLD = "cold"
-    LOADING = "loading"
-    READY = "ready"
-    UNLOADING = "unloading"
-    FAILED = "failed"  # the next request tries again
 
 
 class Loader(Protocol):
@@ -56,43 +48,6 @@ class Loader(Protocol):
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         """A ready engine. Raises `LlmserveError`."""
-
-
-class Model:
-    """One model as the pool sees it. Written by the pool only."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.state = State.COLD
-        self.engine: Engine | None = None  # while READY
-        self.error: LlmserveError | None = None  # while FAILED
-        self.placement: Placement | None = None  # how it is, or was last, loaded
-        self.progress = Progress()  # while LOADING
-        self.num_leases = 0  # who holds the engine, or waits for the load under way
-        self.last_used_s = 0.0  # unix time
-        self.is_admitted = False  # its memory is counted
-        self.is_draining = False  # to be evicted once idle
-        self.is_retired = False  # no longer in the config
-        self.task: asyncio.Task[None] | None = None  # the load or unload under way
-        self.idle_timer: asyncio.TimerHandle | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """The memory it takes, or last took; 0 if that is not known yet."""
-        return self.placement.size_bytes if self.placement else 0
-
-    @property
-    def keep_alive_s(self) -> float | None:
-        """How long it may be idle; None for ever."""
-        return None if self.spec.pinned else self.spec.keep_alive
-
-    @property
-    def use(self) -> Use:
-        if self.state is State.UNLOADING:
-            return Use.LEAVING
-        if self.spec.pinned and not self.is_retired:
-            return Use.PINNED
-        return Use.IDLE if self.state is State.READY and not self.num_leases else Use.BUSY
 
 
 class _Waiting(NamedTuple):

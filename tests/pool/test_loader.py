@@ -12,7 +12,8 @@ from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.metrics import Metrics
 from llmserve.pool import loader as module
 from llmserve.pool.loader import EngineLoader
-from llmserve.pool.pool import Pool, State
+from llmserve.pool.model import State
+from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import ModelSpec
 from tests.tiny_models import write_llama

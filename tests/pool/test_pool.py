@@ -13,7 +13,8 @@ from llmserve.errors import (
     ModelUnavailableError,
     ShuttingDownError,
 )
-from llmserve.pool.pool import Pool, State
+from llmserve.pool.model import State
+from llmserve.pool.pool import Pool
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.units import Duration
 from tests.pool.fakes import FakeLoader, make_pool, make_spec, settle

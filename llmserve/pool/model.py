@@ -1,0 +1,56 @@
+"""One model as the pool sees it."""
+
+import asyncio
+from enum import StrEnum
+
+from llmserve.engine.engine import Engine
+from llmserve.errors import LlmserveError
+from llmserve.pool.eviction import Use
+from llmserve.pool.placement import Placement
+from llmserve.pool.progress import Progress
+from llmserve.registry.config import ModelSpec
+
+
+class State(StrEnum):
+    COLD = "cold"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"  # the next request tries again
+
+
+class Model:
+    """Its state, written by the pool only."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.state = State.COLD
+        self.engine: Engine | None = None  # while READY
+        self.error: LlmserveError | None = None  # while FAILED
+        self.placement: Placement | None = None  # how it is, or was last, loaded
+        self.progress = Progress()  # while LOADING
+        self.num_leases = 0  # who holds the engine, or waits for the load under way
+        self.last_used_s = 0.0  # unix time
+        self.is_admitted = False  # its memory is counted
+        self.is_draining = False  # to be evicted once idle
+        self.is_retired = False  # no longer in the config
+        self.task: asyncio.Task[None] | None = None  # the load or unload under way
+        self.idle_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory it takes, or last took; 0 if that is not known yet."""
+        return self.placement.size_bytes if self.placement else 0
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """How long it may be idle; None for ever."""
+        return None if self.spec.pinned else self.spec.keep_alive
+
+    @property
+    def use(self) -> Use:
+        if self.state is State.UNLOADING:
+            return Use.LEAVING
+        if self.spec.pinned and not self.is_retired:
+            return Use.PINNED
+        return Use.IDLE if self.state is State.READY and not self.num_leases else Use.BUSY
