@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +68,15 @@ class LlamaRuntime:
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._abort_flag = ctypes.create_string_buffer(2)
         try:
-            self._context = _new_context(self._model, params, self._abort_flag)
+            # Beside each other: one walks over the vocabulary, the other clears the KV cells.
+            with ThreadPoolExecutor(1) as helper:
+                info = helper.submit(_model_info, self._model, self._vocab)
+                self._context = _new_context(self._model, params, self._abort_flag)
         except EngineError:
             lib.llama_model_free(self._model)
             raise
+        self.info = info.result()
         self._memory = lib.llama_get_memory(self._context)
-        self.info = _model_info(self._model, self._vocab)
         num_cells = lib.llama_n_ctx(self._context)
         self.limits = RuntimeLimits(
             num_cells=num_cells,
