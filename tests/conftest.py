@@ -1,10 +1,16 @@
 """Fixtures that several test packages share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.serving import FakeService, fake_service
+
+# Where another process takes a core, OpenMP's threads by default spin through whole time slices
+# at each of llama.cpp's barriers, and a token takes a second. Tests are often run beside other
+# work and measure no speed, so their threads soon sleep instead. Read when libgomp is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(scope="module")

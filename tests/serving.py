@@ -34,7 +34,7 @@ from llmserve.testing import FakeRuntime
 
 T = TypeVar("T")
 
-TIMEOUT_S = 30.0  # for anything that should happen at once; a hang ends here
+TIMEOUT_S = 60.0  # for anything that should happen at once; a hang ends here
 
 
 def wait_until(

@@ -55,7 +55,7 @@ NUM_TOKENS = 16
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("real") / "models.toml"
-    path.write_text(CONFIG.format(grace_s=30))
+    path.write_text(CONFIG.format(grace_s=120))
     return path
 
 
