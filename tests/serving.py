@@ -22,9 +22,9 @@ import msgspec
 import llmserve
 from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
-from llmserve.engine.messages import Load, StepStats
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
+from llmserve.pool.loader import make_engine
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
@@ -129,22 +129,7 @@ class FakeService:
         if self.load_error:
             raise self.load_error
         runtime = self.runtimes[spec.name] = FakeRuntime(gate=self.gate, **self.runtime_options)
-
-        def on_step(stats: StepStats) -> None:
-            num_tokens = stats.num_decoded + stats.num_prefilled
-            self.metrics.observe_step(spec.name, num_tokens, stats.step_s)
-
-        def on_load(load: Load) -> None:
-            self.metrics.observe_load(spec.name, load.num_running, load.num_waiting)
-
-        return Engine(
-            spec.name,
-            runtime,
-            max_queue=spec.max_queue,
-            default_mode=spec.default_mode,
-            on_step=on_step,
-            on_load=on_load,
-        )
+        return make_engine(spec, runtime, self.metrics)
 
     @property
     def runtime(self) -> FakeRuntime:

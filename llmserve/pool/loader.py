@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
+from llmserve.engine.runtime import Runtime
 from llmserve.engine.thread import ModelThread
 from llmserve.metrics import Metrics
 from llmserve.pool.memory import repacked_types
@@ -49,28 +50,34 @@ class EngineLoader:
         except BaseException:
             thread.shutdown()
             raise
-
-        def on_step(stats: StepStats) -> None:
-            metrics = self._metrics
-            metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
-
-        def on_load(load: Load) -> None:
-            self._metrics.observe_load(spec.name, load.num_running, load.num_waiting)
-
         try:
-            return Engine(
-                spec.name,
-                runtime,
-                max_queue=spec.max_queue,
-                default_mode=spec.default_mode,
-                on_step=on_step,
-                on_load=on_load,
-                thread=thread,
-            )
+            return make_engine(spec, runtime, self._metrics, thread)
         except BaseException:
             await asyncio.wrap_future(thread.submit(runtime.close))
             thread.shutdown()
             raise
+
+
+def make_engine(
+    spec: ModelSpec, runtime: Runtime, metrics: Metrics, thread: ModelThread | None = None
+) -> Engine:
+    """An engine as `spec` wants it, whose steps and load show in `metrics`."""
+
+    def on_step(stats: StepStats) -> None:
+        metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
+
+    def on_load(load: Load) -> None:
+        metrics.observe_load(spec.name, load.num_running, load.num_waiting)
+
+    return Engine(
+        spec.name,
+        runtime,
+        max_queue=spec.max_queue,
+        default_mode=spec.default_mode,
+        on_step=on_step,
+        on_load=on_load,
+        thread=thread,
+    )
 
 
 def _place(
