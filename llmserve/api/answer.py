@@ -110,8 +110,7 @@ class StreamedAnswer(Answer, Generic[T]):
     """Server-sent events. `encode(event)` gives the bytes of one event, b"" for none.
 
     An error after the start is sent as an event, in the words of `describe_error`, and ends the
-    stream. When nothing was sent for
-    `keep_alive_s` (a long queue or prefill), a comment goes out.
+    stream. When nothing was sent for `keep_alive_s` (a long queue or prefill), a comment goes out.
     """
 
     def __init__(

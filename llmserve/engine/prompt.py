@@ -1,7 +1,8 @@
 """core.Request -> the text and the tokens that the model continues."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
@@ -87,13 +88,9 @@ def encode(
     # Most templates write BOS themselves, and a second one degrades the answer.
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
-    try:
+    with _valid_unicode(field, param=field):
         _check_hopeless(text, runtime, field)
         tokens = runtime.tokenize(text, add_special=not has_bos)
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"{field} is no valid Unicode: it has half of a surrogate pair", param=field
-        ) from error
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
     if len(tokens) >= runtime.limits.context_length:
@@ -103,12 +100,8 @@ def encode(
 
 def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:
     """The tokens of a bare text. Raises `InvalidRequestError` for a lone surrogate."""
-    try:
+    with _valid_unicode("the text"):
         return runtime.tokenize(text, add_special=add_special)
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            "the text is no valid Unicode: it has half of a surrogate pair"
-        ) from error
 
 
 def detokenize(tokens: Sequence[int], runtime: Runtime) -> str:
@@ -122,6 +115,17 @@ def render(messages: Sequence[Message], template: ChatTemplate | None) -> str:
     if template is None:
         raise InvalidRequestError("the model has no chat template", param="messages")
     return template.render(messages)
+
+
+@contextlib.contextmanager
+def _valid_unicode(what: str, param: str | None = None) -> Iterator[None]:
+    """A text that has no UTF-8 is a refusal, wherever it is first encoded."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{what} is no valid Unicode: it has half of a surrogate pair", param=param
+        ) from error
 
 
 def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:
