@@ -1,8 +1,9 @@
 """The language every layer shares: a request, its parameters, and the events that answer it.
 
 All Structs are frozen, so the same messages can cross a thread (or a process) boundary unchanged.
-One generation path: `Started`, then any number of `Delta`, then exactly one `Finished`; a
-non-streaming answer folds the same events that a stream encodes. A failure is an exception
+One generation path: `Started`, then any number of parts (`Delta`, `ReasoningDelta`,
+`ToolCallDelta`), then exactly one `Finished`; a non-streaming answer folds the same events that a
+stream encodes. A failure is an exception
 (`errors.LlmserveError`) raised by the iterator instead of the next event.
 """
 
@@ -24,13 +25,42 @@ class Mode(StrEnum):
 class FinishReason(StrEnum):
     STOP = "stop"  # end-of-generation token or stop string
     LENGTH = "length"  # max_tokens, or the context is full
+    TOOL_CALLS = "tool_calls"  # the model has called tools, and waits for their results
     CANCELLED = "cancelled"  # cut short by the server's shutdown, or by the caller
+
+
+class Tool(Struct, frozen=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: str | None = None  # JSON schema of the arguments, as text; None: any object
+
+
+class ToolCall(Struct, frozen=True):
+    """A whole call, as the assistant's message has it."""
+
+    id: str
+    name: str
+    arguments: str  # JSON text
+
+
+class ToolUse(Struct, frozen=True):
+    """The tools of a request, and how they may be used."""
+
+    tools: tuple[Tool, ...]
+    choice: Literal["none", "auto", "required"] = "auto"
+    name: str | None = None  # with `required`: this tool must be called
+    parallel: bool = True  # whether one answer may have several calls
 
 
 class Message(Struct, frozen=True):
     role: str
-    content: str
-    name: str | None = None  # of the speaker, for templates that show it
+    content: str  # "" for an assistant that only called tools
+    name: str | None = None  # of the speaker, for templates that show it; of the tool, for a result
+    reasoning: str | None = None  # what an assistant thought before it answered
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str | None = None  # of a result: the call that it answers
 
 
 class SamplingParams(Struct, frozen=True):
@@ -80,6 +110,8 @@ class Request(Struct, frozen=True):
     seed: int | None = None
     num_logprobs: int | None = None
     constraint: Constraint | None = None
+    tool_use: ToolUse | None = None  # goes with messages
+    reasoning_effort: str | None = None  # how much a model that thinks should think
 
 
 class Usage(Struct, frozen=True):
@@ -130,6 +162,21 @@ class Delta(Struct, frozen=True, tag=True):
     logprobs: tuple[SampledLogprob, ...] = ()
 
 
+class ReasoningDelta(Struct, frozen=True, tag=True):
+    """New text that a thinking model says to itself. Never empty."""
+
+    text: str
+
+
+class ToolCallDelta(Struct, frozen=True, tag=True):
+    """A piece of a call. The first of each `index` has its id and its name, later ones neither."""
+
+    index: int  # of the call in the answer, from 0
+    arguments: str  # the next piece of the JSON text; all pieces together are one JSON object
+    id: str | None = None
+    name: str | None = None
+
+
 class Finished(Struct, frozen=True, tag=True):
     reason: FinishReason
     stop_sequence: str | None
@@ -137,5 +184,6 @@ class Finished(Struct, frozen=True, tag=True):
     timings: Timings
 
 
-Event = Started | Delta | Finished
+Part = Delta | ReasoningDelta | ToolCallDelta
+Event = Started | Part | Finished
 EventStream = AsyncGenerator[Event, None]  # a generator, so that leaving early can be told

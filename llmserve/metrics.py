@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llmserve.core import Delta, Event, Finished
+from llmserve.core import Event, Finished, Started
 from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -107,17 +107,19 @@ class RequestMeter:
     def see(self, event: Event) -> None:
         metrics = self._metrics
         match event:
-            case Delta():
-                now_s = time.monotonic()
-                if self._last_text_s is not None:
-                    metrics.inter_token.labels(self.model).observe(now_s - self._last_text_s)
-                self._last_text_s = now_s
+            case Started():
+                pass
             case Finished(reason, _, usage, timings):
                 self._outcome = reason
                 metrics.prompt_tokens.labels(self.model).inc(usage.prompt_tokens)
                 metrics.generated_tokens.labels(self.model).inc(usage.generated_tokens)
                 if usage.generated_tokens:
                     metrics.ttft.labels(self.model).observe(timings.ttft_s)
+            case _:
+                now_s = time.monotonic()
+                if self._last_text_s is not None:
+                    metrics.inter_token.labels(self.model).observe(now_s - self._last_text_s)
+                self._last_text_s = now_s
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,17 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.api.errors import Describe, describe, encode_error
 from llmserve.api.merge import IndexedStream
-from llmserve.core import Delta, Event, Finished, SampledLogprob, Started
+from llmserve.core import (
+    Delta,
+    Event,
+    Finished,
+    Part,
+    ReasoningDelta,
+    SampledLogprob,
+    Started,
+    ToolCall,
+    ToolCallDelta,
+)
 from llmserve.errors import LlmserveError
 
 T = TypeVar("T")
@@ -67,19 +77,40 @@ class Folded:
         self.started = started
         self.logprobs: list[SampledLogprob] = []
         self._texts: list[str] = []
+        self._reasonings: list[str] = []
+        self._calls: list[tuple[str, str, list[str]]] = []  # id, name, pieces of the arguments
         self._finished: Finished | None = None
 
-    def add(self, event: Delta | Finished) -> None:
+    def add(self, event: Part | Finished) -> None:
         match event:
             case Delta(text, logprobs):
                 self._texts.append(text)
                 self.logprobs += logprobs
+            case ReasoningDelta(text):
+                self._reasonings.append(text)
+            case ToolCallDelta():
+                self._add_call(event)
             case Finished():
                 self._finished = event
+
+    def _add_call(self, part: ToolCallDelta) -> None:
+        if part.index == len(self._calls):
+            assert part.id is not None
+            assert part.name is not None
+            self._calls.append((part.id, part.name, []))
+        self._calls[part.index][2].append(part.arguments)
 
     @property
     def text(self) -> str:
         return "".join(self._texts)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasonings)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return [ToolCall(id, name, "".join(pieces)) for id, name, pieces in self._calls]
 
     @property
     def finished(self) -> Finished:

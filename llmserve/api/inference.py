@@ -121,11 +121,11 @@ class StreamEncoder:
             case Started():
                 self._started = event
                 return b""
-            case Delta(text=""):
-                return b""
-            case Delta(text):
+            case Delta(text) if text:
                 self._texts.append(text)
                 return sse_event(msgspec.json.encode(StreamDelta(text)))
             case Finished():
                 assert self._started
                 return sse_event(encode_details("".join(self._texts), self._started, event))
+            case _:
+                return b""

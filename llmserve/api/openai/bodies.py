@@ -20,7 +20,7 @@ from llmserve import core
 from llmserve.api.answer import Folded, sse_event
 from llmserve.api.merge import Indexed
 from llmserve.api.schemas.openai import Body, PromptTokensDetails, Usage
-from llmserve.core import Delta, Finished, FinishReason, Started
+from llmserve.core import Finished, FinishReason, Part, Started
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
 
@@ -114,18 +114,19 @@ class StreamEncoder(ABC):
             case Started():
                 self._model = event.model
                 return self._chunk(self.start(index))
-            case Delta():
-                return self._chunk(self.delta(index, event))
             case Finished():
                 self._usages[index] = event.usage
                 return self._chunk(self.finish(index, event)) + self._end()
+            case _:
+                return self._chunk(self.part(index, event))
 
     @abstractmethod
     def start(self, index: int) -> Struct | None:
         """The first choice struct of a generation, if it has something to say."""
 
     @abstractmethod
-    def delta(self, index: int, event: Delta) -> Struct: ...
+    def part(self, index: int, event: Part) -> Struct | None:
+        """What a part of the answer has to say, if anything."""
 
     @abstractmethod
     def finish(self, index: int, event: Finished) -> Struct: ...

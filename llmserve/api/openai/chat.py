@@ -27,7 +27,7 @@ from llmserve.api.schemas.openai_chat import (
     ResponseFormat,
     TopLogprob,
 )
-from llmserve.core import Constraint, Delta, Finished, SampledLogprob, TokenLogprob
+from llmserve.core import Constraint, Delta, Finished, Part, SampledLogprob, TokenLogprob
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
@@ -148,7 +148,9 @@ class ChatEncoder(StreamEncoder):
     def start(self, index: int) -> ChunkChoice:
         return ChunkChoice(index, ChatDelta(role="assistant", content=""))
 
-    def delta(self, index: int, event: Delta) -> ChunkChoice:
+    def part(self, index: int, event: Part) -> ChunkChoice | None:
+        if not isinstance(event, Delta):
+            return None
         logprobs = ChatLogprobs(_logprobs(event.logprobs)) if event.logprobs else None
         return ChunkChoice(index, ChatDelta(content=event.text), logprobs)
 

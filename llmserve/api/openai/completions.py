@@ -21,7 +21,7 @@ from llmserve.api.schemas.openai_completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from llmserve.core import Delta, Finished, SampledLogprob, TokenLogprob
+from llmserve.core import Delta, Finished, Part, SampledLogprob, TokenLogprob
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
@@ -168,7 +168,9 @@ class CompletionEncoder(StreamEncoder):
         echo = self._echoes[index]
         return CompletionChoice(echo, index) if echo else None
 
-    def delta(self, index: int, event: Delta) -> CompletionChoice:
+    def part(self, index: int, event: Part) -> CompletionChoice | None:
+        if not isinstance(event, Delta):
+            return None
         logprobs = self._logprobs[index].encode(event.logprobs) if event.logprobs else None
         return CompletionChoice(event.text, index, logprobs)
 
