@@ -134,7 +134,8 @@ class FoldedAnswer(Answer):
                 folded.append(Folded(event))
             else:
                 folded[index].add(event)
-        await _send_body(send, self._render(folded))
+        names = dict.fromkeys(each.started.model for each in folded)
+        await _send_body(send, self._render(folded), _model_header(", ".join(names)))
 
 
 class StreamedAnswer(Answer, Generic[T]):
@@ -160,7 +161,8 @@ class StreamedAnswer(Answer, Generic[T]):
 
     async def _send(self, send: Send) -> None:
         first = await anext(self._events)  # raises what has a status of its own
-        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        headers = SSE_HEADERS + _model_header(_first_model(first))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send_part(send, self._encode(first))
         keep_alive = asyncio.create_task(self._keep_alive(send))
         try:
@@ -201,10 +203,23 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _send_body(send: Send, body: bytes) -> None:
+def _model_header(model: str) -> list[tuple[bytes, bytes]]:
+    """Who answers: not always the model that was asked for. Names in models.toml are ASCII."""
+    return [(b"x-llmserve-model", model.encode())]
+
+
+def _first_model(first: object) -> str:
+    """Of the event that every stream begins with, with or without the index of its generation."""
+    event = first[1] if isinstance(first, tuple) else first
+    assert isinstance(event, Started)
+    return event.model
+
+
+async def _send_body(send: Send, body: bytes, more_headers: list[tuple[bytes, bytes]]) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
+        *more_headers,
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

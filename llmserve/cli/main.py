@@ -12,6 +12,7 @@ import msgspec
 
 from llmserve import __version__
 from llmserve.cli import table
+from llmserve.cli.check import check
 from llmserve.cli.options import config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, Request, SamplingParams
@@ -43,10 +44,12 @@ def cli() -> None:
       llmserve models                             what models.toml offers, and what is on disk
       llmserve pull qwen                          download a model of models.toml
       llmserve run smollm2 "Say hello."           answer in the terminal, without a server
+      llmserve check big                          test a remote provider
     """
 
 
 cli.add_command(pull)
+cli.add_command(check)
 
 
 @cli.command()
@@ -78,7 +81,7 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
     server = msgspec.structs.replace(config.server, **given)
-    run_server(build_gateway(msgspec.structs.replace(config, server=server)))
+    run_server(build_gateway(msgspec.structs.replace(config, server=server), os.environ))
 
 
 @cli.command()
@@ -142,7 +145,7 @@ def run(
 async def _print_answer(config: Config, request: Request) -> None:
     from llmserve.gateway import build_gateway
 
-    gateway = build_gateway(config)
+    gateway = build_gateway(config, os.environ)
     try:
         async with contextlib.aclosing(gateway.generate(request)) as events:
             async for event in events:
@@ -163,6 +166,8 @@ def _text(given: str | bytes, what: str) -> str:
 
 
 def _size_on_disk(spec: ModelSpec) -> str:
+    if spec.remote:
+        return "-"
     try:
         return human(sum(file.stat().st_size for file in locate_all(spec)))
     except ModelFileError:
@@ -173,3 +178,5 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
+    if level == "info":  # a line for every request to a provider or the hub
+        logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from llmserve.api.schemas.openai import ModelCard, ModelCards
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
+from llmserve.remote.model import RemoteModel
 
 
 async def list_models(request: Request) -> Response:
@@ -27,8 +28,8 @@ async def get_model(request: Request) -> Response:
 
 
 def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
-    model = gateway.pool.look(spec)
-    placement = model.placement
+    model = gateway.remotes.model(spec) if spec.remote else gateway.pool.look(spec)
+    placement = None if isinstance(model, RemoteModel) else model.placement
     return ModelCard(
         id=name,
         object="model",
