@@ -167,8 +167,8 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not valid: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror:  # asyncio's own says less
-            known = cause.errno and cause.errno > 0 and not isinstance(cause, ssl.SSLError)
-            words = os.strerror(cause.errno) if known else cause.strerror
+            number = 0 if isinstance(cause, ssl.SSLError) else cause.errno or 0
+            words = os.strerror(number) if number > 0 else cause.strerror
     return words or type(error).__name__
 
 
