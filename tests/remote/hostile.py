@@ -39,6 +39,7 @@ class Exchange:
         await self.writer.drain()
 
     async def chunk(self, data: bytes) -> None:
+        assert data, "an empty chunk is the end"
         await self.send(b"%x\r\n%s\r\n" % (len(data), data))
 
     async def end(self) -> None:
@@ -86,7 +87,7 @@ class Hostile:
                     self.num_running -= 1
                 if writer.transport.is_closing():
                     break
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         except Exception as error:  # a broken script
             self.errors.append(error)
@@ -190,13 +191,16 @@ def hangs(*parts: bytes) -> Script:
     """These parts, and then nothing until the other side leaves."""
 
     async def script(exchange: Exchange) -> None:
-        if parts:
-            await exchange.send(HEAD)
+        await exchange.send(HEAD)
         for part in parts:
             await exchange.chunk(part)
         await exchange.gone()
 
     return script
+
+
+async def hangs_at_once(exchange: Exchange) -> None:
+    await exchange.gone()
 
 
 def answers(status: int, body: Any, **headers: str) -> Script:
