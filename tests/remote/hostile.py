@@ -67,15 +67,29 @@ class Hostile:
     errors: list[BaseException] = field(default_factory=list)
     url: str = ""
     loop: asyncio.AbstractEventLoop | None = None
-    _server: asyncio.Server | None = None
+    server: asyncio.Server | None = None
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def play(self, *scripts: Script) -> None:
         self.scripts = list(scripts)
         self.requests.clear()
 
+    def die(self) -> None:
+        """As a killed process does: all connections end, and nobody listens any more."""
+
+        def end() -> None:
+            assert self.server
+            self.server.close()
+            for writer in self.writers:
+                writer.transport.abort()
+
+        assert self.loop
+        self.loop.call_soon_threadsafe(end)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
         self.num_open += 1
+        self.writers.add(writer)
         try:
             while request := await _read(reader):
                 self.requests.append(request)
@@ -93,6 +107,7 @@ class Hostile:
             self.errors.append(error)
         finally:
             self.num_open -= 1
+            self.writers.discard(writer)
             writer.close()
 
 
@@ -116,6 +131,7 @@ def hostile(context: ssl.SSLContext | None = None) -> Iterator[Hostile]:
     async def main() -> None:
         upstream.loop = asyncio.get_running_loop()
         server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, ssl=context)
+        upstream.server = server
         port = server.sockets[0].getsockname()[1]
         upstream.url = f"{'https' if context else 'http'}://127.0.0.1:{port}/v1"
         started.set()
