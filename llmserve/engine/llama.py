@@ -19,11 +19,13 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import psutil
 from msgspec import Struct
+from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    InfillTokens,
     Logits,
     ModelInfo,
     OutOfCellsError,
@@ -101,13 +103,13 @@ class LlamaRuntime:
 
     # -- text -------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         data = text.encode()
         room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
         while True:
             tokens = (lib.llama_token * room)()
             count = lib.llama_tokenize(
-                self._vocab, data, len(data), tokens, room, add_special, True
+                self._vocab, data, len(data), tokens, room, add_special, parse_special
             )
             if count >= 0:
                 return list(tokens[:count])
@@ -357,7 +359,18 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
         chat_template=template.decode(errors="replace") if template else None,
         max_token_bytes=bound.max_token_bytes if bound else None,
         lost_bytes=bound.lost_bytes if bound else b"",
+        adds_bos=lib.llama_vocab_get_add_bos(vocab),
+        infill=_infill_tokens(vocab),
     )
+
+
+def _infill_tokens(vocab: lib.llama_vocab_p) -> InfillTokens | None:
+    tokens = InfillTokens(
+        prefix=lib.llama_vocab_fim_pre(vocab),
+        suffix=lib.llama_vocab_fim_suf(vocab),
+        middle=lib.llama_vocab_fim_mid(vocab),
+    )
+    return None if lib.LLAMA_TOKEN_NULL in astuple(tokens) else tokens
 
 
 def _token_bound(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> TokenBound | None:
