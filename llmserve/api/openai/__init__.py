@@ -5,7 +5,7 @@ from starlette.routing import Route
 from llmserve.api.openai.chat import chat_completions
 from llmserve.api.openai.completions import completions
 from llmserve.api.openai.models import get_model, list_models
-from llmserve.api.openai.tokens import apply_template, detokenize, tokenize
+from llmserve.api.openai.tokens import apply_template, detokenize, tokenize, tokenizer_info
 
 ROUTES = [
     Route("/v1/models", list_models),
@@ -14,6 +14,8 @@ ROUTES = [
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info),
     Route("/apply-template", apply_template, methods=["POST"]),
 ]
-PATHS = ("/v1/", "/tokenize", "/detokenize", "/apply-template")  # whose errors speak OpenAI's words
+# Whose errors speak OpenAI's words.
+PATHS = ("/v1/", "/tokenize", "/detokenize", "/tokenizer_info", "/apply-template")
