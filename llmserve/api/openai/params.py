@@ -1,4 +1,4 @@
-"""The fields that chat completions and completions share -> core."""
+"""The fields that chat completions, completions and responses share -> core."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from msgspec import Struct
 
 from llmserve import core
 from llmserve.api.openai.errors import UnsupportedFieldError
-from llmserve.api.schemas.openai import GenerationRequest
+from llmserve.api.schemas.openai import GenerationRequest, SamplingRequest
 from llmserve.errors import InvalidRequestError
 
 NUM_SEEDS = 2**64
 
 
-def sampling(wire: GenerationRequest) -> core.SamplingParams:
+def sampling(wire: SamplingRequest) -> core.SamplingParams:
     """OpenAI's defaults: temperature 1, everything else off."""
     top_k = max(0, wire.top_k or 0)  # vLLM's -1 is our 0
     return core.SamplingParams(
@@ -28,7 +28,7 @@ def sampling(wire: GenerationRequest) -> core.SamplingParams:
     )
 
 
-def seeds(wire: GenerationRequest, num_choices: int) -> list[int | None]:
+def seeds(wire: SamplingRequest, num_choices: int) -> list[int | None]:
     """A seed for each choice: consecutive, or all drawn if none is given.
 
     OpenAI's are signed, ours are not: -1 is the largest.
