@@ -10,28 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import msgspec
-from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llmserve.api.body import BodyTooLargeError
+from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
 from llmserve.errors import LlmserveError
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
-
-
-class ErrorBody(Struct, frozen=True):
-    type: str
-    code: str
-    message: str
-    param: str | None = None
-
-
-class ErrorEnvelope(Struct, frozen=True):
-    error: ErrorBody
 
 
 class Description(NamedTuple):

@@ -8,7 +8,8 @@ from llmserve.api.body import (
     UnknownFieldError,
     UnknownKindError,
 )
-from llmserve.api.errors import Description, ErrorBody, describe
+from llmserve.api.errors import Description, describe
+from llmserve.api.schemas.errors import ErrorBody
 from llmserve.errors import (
     InvalidRequestError,
     LlmserveError,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from llmserve.api.schemas.errors import ErrorBody
 from llmserve.api.schemas.openai_chat import ContentLogprob
 from llmserve.api.schemas.responses import TextFormat, ToolChoice
 
@@ -239,20 +240,13 @@ class ArgumentsDone(PlacedEvent, kw_only=True, tag="response.function_call_argum
     arguments: str
 
 
-class StreamErrorBody(Struct):
-    type: str
-    code: str
-    message: str
-    param: str | None
-
-
 class StreamError(StreamEvent, kw_only=True, tag="error"):
     """As documented, flat, and as sent and looked for by OpenAI's packages, nested."""
 
     code: str
     message: str
     param: str | None
-    error: StreamErrorBody
+    error: ErrorBody
 
 
 AnyStreamEvent = Annotated[

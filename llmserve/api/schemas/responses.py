@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from llmserve.api.schemas.fields import MaxTokens
+from llmserve.api.schemas.fields import JsonObject, MaxTokens
 from llmserve.api.schemas.openai import Inert, Refused, SamplingRequest
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -102,7 +102,7 @@ class FunctionTool(Struct, forbid_unknown_fields=True):
     name: ToolName
     type: Literal["function"]
     description: Annotated[str, Meta(max_length=65536)] | None = None
-    parameters: Raw | UnsetType = UNSET  # a JSON schema, or null
+    parameters: JsonObject | UnsetType = UNSET  # a JSON schema, or null
     strict: bool | None = None  # calls follow the schema either way
     defer_loading: Inert = None
     output_schema: Inert = None
@@ -137,7 +137,7 @@ class TextFormat(Struct, forbid_unknown_fields=True, omit_defaults=True):
     type: Literal["text", "json_object", "json_schema"]
     name: Name | None = None
     description: str | None = None
-    schema: Raw | UnsetType = UNSET  # as it was sent
+    schema: JsonObject | UnsetType = UNSET
     strict: bool | None = None  # the answer follows the schema either way
 
 

@@ -9,8 +9,8 @@ import time
 
 import msgspec
 
-from llmserve.api.errors import ErrorBody
-from llmserve.api.openai.responses.output import GrowingItem, growing_item
+from llmserve.api.openai.responses.output import GrowingItem, Part, growing_item
+from llmserve.api.schemas.errors import ErrorBody
 from llmserve.api.schemas.response_items import (
     Completed,
     Created,
@@ -27,10 +27,17 @@ from llmserve.api.schemas.response_items import (
     ResponseError,
     ResponseUsage,
     StreamError,
-    StreamErrorBody,
     StreamEvent,
 )
-from llmserve.core import Delta, Event, Finished, FinishReason, Part, Started, Usage
+from llmserve.core import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    Started,
+    Usage,
+)
 
 
 class ResponseBuilder:
@@ -51,13 +58,14 @@ class ResponseBuilder:
                 )
             case Finished():
                 return self._numbered(self._finish(event))
+            case PromptLogprobs():  # not asked for
+                return []
             case _:
                 return self._numbered(self._grow(event))
 
     def fail(self, error: ErrorBody) -> list[StreamEvent]:
         """What ends a stream that cannot go on."""
-        body = StreamErrorBody(error.type, error.code, error.message, error.param)
-        told = StreamError(code=error.code, message=error.message, param=error.param, error=body)
+        told = StreamError(code=error.code, message=error.message, param=error.param, error=error)
         events = [told, *self._end_item("incomplete"), self._failed(error.message)]
         return self._numbered(events)
 

@@ -35,8 +35,10 @@ from llmserve.api.schemas.response_items import (
     TextDelta,
     TextDone,
 )
-from llmserve.core import Delta, Part, ToolCallDelta
+from llmserve.core import Delta, ToolCallDelta
 from llmserve.core import ReasoningDelta as Thought
+
+Part = Delta | Thought | ToolCallDelta
 
 
 class GrowingItem(ABC):

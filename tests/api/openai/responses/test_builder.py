@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from llmserve.api.errors import ErrorBody
 from llmserve.api.openai.responses.builder import ResponseBuilder
+from llmserve.api.openai.responses.output import Part
 from llmserve.api.openai.responses.request import to_core, to_echo
+from llmserve.api.schemas.errors import ErrorBody
 from llmserve.api.schemas.responses import ResponsesRequest
 from llmserve.core import (
     Delta,
     Event,
     Finished,
     FinishReason,
-    Part,
     ReasoningDelta,
     SampledLogprob,
     Started,
