@@ -26,7 +26,7 @@ export async function main(checks) {
       seen[name] = { failed: error.stack ?? String(error) };
     }
   }
-  writeFileSync("report.json", JSON.stringify({ checks: seen, outside: [...outside] }));
+  writeFileSync("report.json", JSON.stringify({ checks: seen, outside: [...outside].sort() }));
 }
 
 export function assert(condition, what) {
