@@ -48,15 +48,16 @@ def check(function: C) -> C:
 def main() -> None:
     sys.addaudithook(_watch)
     task = Task(**json.loads(sys.argv[1]))
-    seen = {name: _run(function, task) for name, function in _checks.items()}
+    with asyncio.Runner() as runner:  # one loop for all: clients keep connections
+        seen = {name: _run(function, task, runner) for name, function in _checks.items()}
     report = {"checks": seen, "outside": sorted(set(_outside))}
     Path("report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def _run(function: Check, task: Task) -> Any:
+def _run(function: Check, task: Task, runner: asyncio.Runner) -> Any:
     try:
         seen = function(task)
-        return asyncio.run(seen) if asyncio.iscoroutine(seen) else seen
+        return runner.run(seen) if asyncio.iscoroutine(seen) else seen
     except Exception:
         return {"failed": traceback.format_exc()}
 

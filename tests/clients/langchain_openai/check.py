@@ -5,7 +5,7 @@ from typing import Any
 import openai
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAI
 
 from tests.clients.report import Task, check, main
 from tests.clients.trip import Trip
@@ -48,6 +48,28 @@ async def stream(task: Task) -> object:
         "num_deltas": len(deltas),
         "completion_tokens": usage["output_tokens"],
     }
+
+
+@check
+def completions(task: Task) -> object:
+    base = OpenAI(
+        base_url=task.base_url,
+        api_key="none",
+        model=task.model,
+        temperature=0,
+        max_tokens=task.max_tokens,
+        max_retries=0,
+    )
+    whole, again = base.generate([task.prompt, task.prompt]).generations
+    assert whole[0].text == again[0].text
+    return {"text": "".join(base.stream(task.prompt))}
+
+
+@check
+async def together(task: Task) -> object:
+    """Several at once, as chains do."""
+    answers = await model(task).abatch([task.question] * 4)
+    return {"texts": [answer.content for answer in answers]}
 
 
 @check

@@ -57,6 +57,13 @@ async def stream(task: Task) -> object:
 
 
 @check
+def completions(task: Task) -> object:
+    settings = arguments(task, task.question, model=f"text-completion-openai/{task.model}")
+    del settings["messages"]
+    return {"text": litellm.text_completion(prompt=task.prompt, **settings).choices[0].text}
+
+
+@check
 def structured(task: Task) -> object:
     settings = arguments(task, task.request, response_format=Trip, max_tokens=64)
     answer = litellm.completion(**settings)

@@ -14,6 +14,10 @@ MODELS = """
   api_base: {base_url}
   supports_schema: true
   supports_tools: true
+- model_id: base
+  model_name: {model}
+  api_base: {base_url}
+  completion: true
 - model_id: missing
   model_name: nobody
   api_base: {base_url}
@@ -37,8 +41,8 @@ def llm(task: Task, *flags: str, ends_with: int = 0) -> str:
     return (done.stdout if ends_with == 0 else done.stderr).removesuffix("\n")
 
 
-def options(task: Task, max_tokens: int) -> list[str]:
-    return ["-m", "local", "-o", "temperature", "0", "-o", "max_tokens", str(max_tokens)]
+def options(task: Task, max_tokens: int, model: str = "local") -> list[str]:
+    return ["-m", model, "-o", "temperature", "0", "-o", "max_tokens", str(max_tokens)]
 
 
 @check
@@ -58,6 +62,11 @@ def chat(task: Task) -> object:
 def stream(task: Task) -> object:
     """By default the command streams; how many pieces there were it does not say."""
     return {"text": llm(task, "prompt", *options(task, task.max_tokens), task.question)}
+
+
+@check
+def completions(task: Task) -> object:
+    return {"text": llm(task, "prompt", *options(task, task.max_tokens, "base"), task.prompt)}
 
 
 @check
