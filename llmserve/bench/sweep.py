@@ -100,7 +100,10 @@ def plot(points: list[Point], path: Path) -> None:
         for name in dict.fromkeys(point.target for point in points):
             own = [point for point in points if point.target == name]
             axis.plot([p.requests_per_s for p in own], [value(p) for p in own], "o-", label=name)
+        rates = sorted({point.requests_per_s for point in points})
         axis.set(xlabel="requests/s offered", ylabel=label, xscale="log", yscale=scale)
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
         axis.legend()
     drawing.savefig(path)
