@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llmserve.core import Event, Finished, Started
+from llmserve.core import Event, Finished, PromptLogprobs, Started
 from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -140,6 +140,8 @@ class RequestMeter:
         match event:
             case Started(model):
                 self.model = model
+            case PromptLogprobs():
+                pass
             case Finished(reason, _, usage, timings):
                 self._outcome = reason
                 metrics.prompt_tokens.labels(self.model).inc(usage.prompt_tokens)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llmserve.api.errors import Describe, describe, encode_error
 from llmserve.api.merge import IndexedStream
@@ -23,6 +23,7 @@ from llmserve.core import (
     Event,
     Finished,
     Part,
+    PromptLogprobs,
     ReasoningDelta,
     SampledLogprob,
     Started,
@@ -43,10 +44,14 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Answer(Response):
-    """Runs `_send` until it ends or the client is gone; either way the events are closed."""
+    """Runs `_send` until it ends or the client is gone; either way the events are closed.
+
+    Its header `x-llmserve-model` says who answers, which may be a fallback.
+    """
 
     def __init__(self, events: AsyncGenerator[Any, None]) -> None:
-        self._events = events
+        self._models: dict[str, None] = {}  # that answer; several where some choices fell back
+        self._events = self._watch(events)
         self.background: BackgroundTask | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +68,23 @@ class Answer(Response):
             work.result()
 
     async def _work(self, send: Send) -> None:
+        async def send_with_model(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"x-llmserve-model", ", ".join(self._models).encode())
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
         async with contextlib.aclosing(self._events):
-            await self._send(send)
+            await self._send(send_with_model)
+
+    async def _watch(self, events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """`events`, which are those of a generation, with or without its index."""
+        async with contextlib.aclosing(events):
+            async for item in events:
+                event = item[1] if isinstance(item, tuple) else item
+                if isinstance(event, Started):
+                    self._models[event.model] = None
+                yield item
 
     @abstractmethod
     async def _send(self, send: Send) -> None: ...
@@ -75,6 +95,7 @@ class Folded:
 
     def __init__(self, started: Started) -> None:
         self.started = started
+        self.prompt_logprobs: PromptLogprobs | None = None
         self.logprobs: list[SampledLogprob] = []
         self._texts: list[str] = []
         self._reasonings: list[str] = []
@@ -83,6 +104,8 @@ class Folded:
 
     def add(self, event: Part | Finished) -> None:
         match event:
+            case PromptLogprobs():
+                self.prompt_logprobs = event
             case Delta(text, logprobs):
                 self._texts.append(text)
                 self.logprobs += logprobs
@@ -134,8 +157,7 @@ class FoldedAnswer(Answer):
                 folded.append(Folded(event))
             else:
                 folded[index].add(event)
-        names = dict.fromkeys(each.started.model for each in folded)
-        await _send_body(send, self._render(folded), _model_header(", ".join(names)))
+        await send_body(send, self._render(folded))
 
 
 class StreamedAnswer(Answer, Generic[T]):
@@ -161,20 +183,23 @@ class StreamedAnswer(Answer, Generic[T]):
 
     async def _send(self, send: Send) -> None:
         first = await anext(self._events)  # raises what has a status of its own
-        headers = SSE_HEADERS + _model_header(_first_model(first))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
         await self._send_part(send, self._encode(first))
         keep_alive = asyncio.create_task(self._keep_alive(send))
         try:
             async for event in self._events:
                 await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
-            await self._send_part(send, sse_event(encode_error(error, self._describe_error)))
+            await self._send_part(send, self._encode_failure(error))
             if not isinstance(error, LlmserveError):
                 log.exception("a stream failed")
         finally:
             keep_alive.cancel()
         await send({"type": "http.response.body", "body": b""})
+
+    def _encode_failure(self, error: Exception) -> bytes:
+        """The last event of a stream that fails."""
+        return sse_event(encode_error(error, self._describe_error))
 
     async def _send_part(self, send: Send, part: bytes) -> None:
         if part:
@@ -193,9 +218,10 @@ class StreamedAnswer(Answer, Generic[T]):
                 await self._send_part(send, KEEP_ALIVE)
 
 
-def sse_event(data: bytes) -> bytes:
-    """One unnamed server-sent event; `data` is JSON, so it has no line break."""
-    return b"data: " + data + b"\n\n"
+def sse_event(data: bytes, name: str | None = None) -> bytes:
+    """One server-sent event; `data` is JSON, so it has no line break."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + data + b"\n\n"
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -203,23 +229,10 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _model_header(model: str) -> list[tuple[bytes, bytes]]:
-    """Who answers: not always the model that was asked for. Names in models.toml are ASCII."""
-    return [(b"x-llmserve-model", model.encode())]
-
-
-def _first_model(first: object) -> str:
-    """Of the event that every stream begins with, with or without the index of its generation."""
-    event = first[1] if isinstance(first, tuple) else first
-    assert isinstance(event, Started)
-    return event.model
-
-
-async def _send_body(send: Send, body: bytes, more_headers: list[tuple[bytes, bytes]]) -> None:
+async def send_body(send: Send, body: bytes) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        *more_headers,
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
