@@ -27,6 +27,7 @@ from llmserve.remote.failure import (
     from_transport,
     too_late,
 )
+from llmserve.remote.http2 import mend
 from llmserve.remote.protocol import Call, Decoder, Ending
 from llmserve.remote.retry import Failure
 from llmserve.remote.sse import SseReader, SseTooLongError
@@ -35,8 +36,10 @@ MAX_ERROR_BYTES = 64 << 10
 LINGER_S = 0.2  # for the end of a response whose last event has come
 KEEP_ALIVE_S = 60.0  # an idle connection: another one costs a TLS handshake
 
-# At debug it writes every header of a request, the key too.
-logging.getLogger("hpack").setLevel(logging.INFO)
+# At debug they write every header, and the key is one.
+for _name in ("hpack", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.INFO)
+mend()
 
 
 class Bounds(Struct, frozen=True):

@@ -40,7 +40,7 @@ _BOTH = {
     "presence_penalty", "logit_bias",
 }  # fmt: skip
 _CHAT = _BOTH | {"prompt", "system", "messages", "constraint", "tool_use", "reasoning_effort"}
-_COMPLETION = _BOTH | {"prompt", "prompt_tokens"}
+_COMPLETION = _BOTH | {"prompt", "prompt_tokens", "suffix"}
 _WHOSE = "a provider of the OpenAI protocol"
 _FIX = "leave it out, or list it in extra_parameters of models.toml if this one takes it"
 _ONES = ("temperature", "top_p")  # whose default is 1
@@ -84,7 +84,9 @@ class OpenAIProtocol:
             body |= self._chat(request)
         else:
             prompt = request.prompt_tokens if request.prompt is None else request.prompt
-            body |= {"prompt": prompt, "logprobs": request.num_logprobs}
+            body |= {
+                "prompt": prompt, "suffix": request.suffix, "logprobs": request.num_logprobs
+            }  # fmt: skip
             body["max_tokens"] = (
                 DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
             )
@@ -119,7 +121,7 @@ class OpenAIProtocol:
             "presence_penalty": sampling.presence_penalty or None,
             "logit_bias": {str(k): v for k, v in sampling.logit_bias.items()} or None,
             "stop": list(request.stop) or None,
-            "seed": request.seed,
+            "seed": _signed(request.seed),
         }
         if self._is_openai:
             fields = {k: v for k, v in fields.items() if not (k in _ONES and v == 1)}
@@ -164,6 +166,11 @@ class OpenAIProtocol:
                 for call in message.tool_calls
             ]
         return wire
+
+
+def _signed(seed: int | None) -> int | None:
+    """Of 64 bits, as the API has it."""
+    return seed if seed is None or seed < 2**63 else seed - 2**64
 
 
 def _tools(use: ToolUse) -> dict[str, object]:

@@ -20,6 +20,7 @@ DEFAULT_MAX_TOKENS = 4096
 _NOT_ASKED = ("model", "mode", "sampling")  # ours, or looked into
 _PARAMS = {  # as the native dialect calls them
     "num_logprobs": "logprobs",
+    "prompt_logprobs": "echo",
     "constraint": "response_format",
     "tool_use": "tools",
     "prompt_tokens": "prompt",

@@ -101,6 +101,7 @@ class Hostile:
                     self.num_running -= 1
                 if writer.transport.is_closing():
                     break
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         except Exception as error:  # a broken script
@@ -113,7 +114,10 @@ class Hostile:
 
 async def _read(reader: asyncio.StreamReader) -> Request | None:
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        first = await reader.readexactly(1)
+        if first == b"\x16":  # somebody wants TLS here
+            return None
+        head = first + await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
     line, *lines = head.decode().rstrip().split("\r\n")
