@@ -96,7 +96,11 @@ class OpenAIProtocol:
         return Call(path, encode_body({k: v for k, v in body.items() if v is not None}))
 
     def decoder(self, request: Request, mode: Mode) -> "OpenAIDecoder":
-        return OpenAIDecoder(with_logprobs=request.num_logprobs is not None)
+        use = request.tool_use
+        return OpenAIDecoder(
+            with_logprobs=request.num_logprobs is not None,
+            must_call=use is not None and use.choice == "required",
+        )
 
     def _check(self, request: Request, *, is_chat: bool) -> None:
         """Raises `InvalidRequestError`."""
@@ -252,8 +256,9 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class OpenAIDecoder:
     """Implements `protocol.Decoder`."""
 
-    def __init__(self, *, with_logprobs: bool) -> None:
+    def __init__(self, *, with_logprobs: bool, must_call: bool = False) -> None:
         self.is_done = False
+        self._must_call = must_call
         self._with_logprobs = with_logprobs
         self._reason: FinishReason | None = None
         self._stop_sequence: str | None = None
@@ -322,6 +327,8 @@ class OpenAIDecoder:
             raise BrokenAnswerError(f"ended its answer for the reason {word[:80]!r}")
         if self._calls.num_calls and reason is FinishReason.STOP:  # some call it so
             reason = FinishReason.TOOL_CALLS
+        if self._must_call and not self._calls.num_calls and reason is not FinishReason.LENGTH:
+            raise BrokenAnswerError("was told to call a tool, and did not")
         self._reason = reason
         if reason is FinishReason.TOOL_CALLS:
             yield from self._calls.complete()

@@ -1,6 +1,7 @@
 """What a remote model does beyond one answer: cancel, limits, several addresses, ends."""
 
 import asyncio
+import contextlib
 import functools
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,18 @@ from typing import Any
 
 import pytest
 
+from llmserve.api.answer import Folded
+from llmserve.core import (
+    EventStream,
+    FinishReason,
+    Message,
+    Request,
+    Started,
+    Tool,
+    ToolCall,
+    ToolUse,
+    Usage,
+)
 from llmserve.registry.provider import Retry
 from llmserve.registry.units import Duration
 from tests.remote import hostile as h
@@ -355,3 +368,70 @@ def test_many_at_once_and_nothing_is_mixed_up(upstream: h.Hostile) -> None:
         for text, answer in zip(texts, pool.map(service.post, asks), strict=True):
             body = sse_events(answer.text)[-1] if "delta" in answer.text else answer.json()
             assert body["generated_text"] == text
+
+
+# -- tools and thoughts, on the wire -------------------------------------------------------------
+
+OPENAI_CALL = (
+    h.event({"choices": [{"delta": {"reasoning_content": "hm"}}]})
+    + h.event({"choices": [{"delta": {"tool_calls": [
+        {"index": 0, "id": "c1", "function": {"name": "add", "arguments": ""}}]}}]})
+    + h.event({"choices": [{"delta": {"tool_calls": [
+        {"index": 0, "function": {"arguments": '{"a": 2}'}}]}}]})
+    + h.finish("tool_calls") + h.usage(5, 2) + h.DONE
+)  # fmt: skip
+ANTHROPIC_CALL = b"".join(
+    h.event(body, str(body["type"]))
+    for body in (
+        {"type": "message_start", "message": {"usage": {"input_tokens": 5}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking"}},
+        {"type": "content_block_delta", "index": 0,
+         "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {"type": "content_block_start", "index": 1,
+         "content_block": {"type": "tool_use", "id": "c1", "name": "add", "input": {}}},
+        {"type": "content_block_delta", "index": 1,
+         "delta": {"type": "input_json_delta", "partial_json": '{"a": 2}'}},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"},
+         "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer", "path", "header"),
+    [
+        ("openai", OPENAI_CALL, "/v1/chat/completions", "authorization"),
+        ("anthropic", ANTHROPIC_CALL, "/v1/messages", "x-api-key"),
+    ],
+)
+def test_tools_and_thoughts(
+    upstream: h.Hostile, protocol: str, answer: bytes, path: str, header: str
+) -> None:
+    upstream.play(h.streams(*(bytes([byte]) for byte in answer)))
+    request = Request(
+        model="cloud",
+        messages=(Message("user", "2+?"),),
+        tool_use=ToolUse((Tool("add"),), "required"),
+    )
+    remote = provider(upstream.url, protocol=protocol, api_key_env=KEY_ENV)
+    with remote_service(remote) as service:
+        folded = service.run(fold(service.gateway.generate(request)))
+    assert folded.reasoning == "hm"
+    assert folded.tool_calls == [ToolCall("c1", "add", '{"a": 2}')]
+    assert folded.finished.reason is FinishReason.TOOL_CALLS
+    assert folded.finished.usage == Usage(5, 0, 2)
+    (sent,) = upstream.requests
+    assert sent.line == f"POST {path} HTTP/1.1"
+    assert KEY in sent.headers[header]
+
+
+async def fold(events: EventStream) -> Folded:
+    async with contextlib.aclosing(events):
+        started = await anext(events)
+        assert isinstance(started, Started)
+        folded = Folded(started)
+        async for event in events:
+            assert not isinstance(event, Started)
+            folded.add(event)
+    return folded

@@ -337,6 +337,14 @@ def test_a_broken_answer(bodies: list[Any], words: str) -> None:
         decode(*bodies)
 
 
+def test_a_tool_that_must_be_called_and_is_not() -> None:
+    use = ToolUse((Tool("now"),), "required")
+    decoder = OpenAIProtocol(SERVER, "big").decoder(Request(tool_use=use), Mode.CHAT)
+    data = json.dumps(chunk("stop", content="no")).encode()
+    with pytest.raises(BrokenAnswerError, match="told to call a tool"):
+        list(decoder.push(SseEvent("", data)))
+
+
 def test_half_an_answer() -> None:
     with pytest.raises(BrokenAnswerError, match="cut its answer off"):
         decode(chunk(content="x"), b"[DONE]")[1].end()
