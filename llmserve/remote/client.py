@@ -66,6 +66,7 @@ class Link:
         """`silence_s` is how long a provider may say nothing within an answer."""
         self.silence_s = silence_s
         self.bounds = bounds
+        self._urls: dict[str, httpx2.URL] = {}
         self._client = httpx2.AsyncClient(
             headers=headers,
             verify=ssl_context,
@@ -79,9 +80,14 @@ class Link:
 
     async def post(self, url: str, body: bytes) -> httpx2.Response:
         """The head of the answer. Whoever gets it closes it."""
-        return await self._client.send(
-            self._client.build_request("POST", url, content=body), stream=True
-        )
+        request = self._client.build_request("POST", self._parse(url), content=body)
+        return await self._client.send(request, stream=True)
+
+    def _parse(self, url: str) -> httpx2.URL:
+        """There are a few of them, and each takes as long as the rest of a request."""
+        if url not in self._urls:
+            self._urls[url] = httpx2.URL(url)
+        return self._urls[url]
 
     async def get(self, url: str) -> httpx2.Response:
         return await self._client.get(url)

@@ -4,11 +4,12 @@ Nothing is dropped silently: `check_honoured` refuses, by name, whatever a proto
 also fields that `core.Request` may get later.
 """
 
+import functools
 from collections.abc import Collection, Iterator
 from typing import NamedTuple, Protocol
 
 import msgspec
-from msgspec import NODEFAULT
+from msgspec import NODEFAULT, Struct
 
 from llmserve.core import FinishReason, Mode, Part, Request, Usage
 from llmserve.errors import InvalidRequestError
@@ -69,17 +70,20 @@ class ProviderProtocol(Protocol):
 
 def check_honoured(request: Request, honoured: Collection[str], whose: str, fix: str) -> None:
     """Raises `InvalidRequestError` for the first field that is set and not among `honoured`."""
-    for holder in (request, request.sampling):
-        for field in msgspec.structs.fields(holder):
-            name = field.name
-            if name in honoured or name in _NOT_ASKED:
+    for holder, prefix in ((request, ""), (request.sampling, "parameters.")):
+        for name, default in _defaults(type(holder)):
+            if name in honoured or name in _NOT_ASKED or getattr(holder, name) == default:
                 continue
-            default = field.default if field.default is not NODEFAULT else None
-            if field.default_factory is not NODEFAULT:
-                default = field.default_factory()
-            if getattr(holder, name) != default:
-                own = f"parameters.{name}" if holder is request.sampling else name
-                raise not_honoured(_PARAMS.get(name, own), whose, fix)
+            raise not_honoured(_PARAMS.get(name, prefix + name), whose, fix)
+
+
+@functools.cache
+def _defaults(kind: type[Struct]) -> list[tuple[str, object]]:
+    """Every field and what it is when nobody set it."""
+    return [
+        (field.name, field.default if field.default is not NODEFAULT else field.default_factory())
+        for field in msgspec.structs.fields(kind)
+    ]
 
 
 def not_honoured(param: str, whose: str, fix: str) -> InvalidRequestError:
