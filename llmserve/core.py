@@ -9,9 +9,13 @@ stream encodes. A failure is an exception
 
 from collections.abc import AsyncGenerator
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
+
+Vectors: TypeAlias = NDArray[np.float32]
 
 
 class Mode(StrEnum):
@@ -112,6 +116,26 @@ class Request(Struct, frozen=True):
     constraint: Constraint | None = None
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
+
+
+class EmbeddingRequest(Struct, frozen=True):
+    """A vector for each of `inputs`, in no dialect: texts, or token ids that are taken as they are.
+
+    `model` None means the default model. `dimensions` cuts the vectors to so many; None keeps all
+    that the model computes.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    model: str | None = None
+    dimensions: int | None = None
+
+
+class Embeddings(Struct, frozen=True, eq=False):
+    """The answer: `vectors` is (inputs, dimensions) in the order of the inputs, of length 1."""
+
+    model: str
+    vectors: Vectors
+    prompt_tokens: int  # of all inputs
 
 
 class Usage(Struct, frozen=True):

@@ -17,6 +17,8 @@ from typing import TypeVar
 from llmserve.core import (
     Constraint,
     Delta,
+    EmbeddingRequest,
+    Embeddings,
     Event,
     EventStream,
     Finished,
@@ -125,6 +127,11 @@ class Engine:
                 yield event
         finally:
             self._num_active -= 1
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """A vector for each input. Raises `InvalidRequestError`."""
+        self._check_alive()
+        raise InvalidRequestError(f"model {self.name!r} computes no embeddings", param="model")
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
