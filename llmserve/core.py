@@ -118,6 +118,14 @@ class Request(Struct, frozen=True):
     reasoning_effort: str | None = None  # how much a model that thinks should think
 
 
+class Pooling(StrEnum):
+    """How the vectors of a text's tokens become the one of the text."""
+
+    MEAN = "mean"
+    CLS = "cls"  # that of the first token
+    LAST = "last"
+
+
 class EmbeddingRequest(Struct, frozen=True):
     """A vector for each of `inputs`, in no dialect: texts, or token ids that are taken as they are.
 

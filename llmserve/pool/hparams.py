@@ -21,7 +21,7 @@ MAX_HEADS: Final = 4_096
 MAX_LEN: Final = 1 << 22
 
 # Encoders and diffusion models, which get no cache at all.
-_NO_CACHE: Final = frozenset(
+NO_CACHE: Final = frozenset(
     (
         *("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert"),
         *("eurobert", "modern-bert", "gemma-embedding", "wavtokenizer-dec"),
@@ -220,7 +220,7 @@ def _recurrent_layers(header: Header, num_layers: int, kv_heads: tuple[int, ...]
 def _attention_layers(header: Header, num_layers: int, recurrent: set[int]) -> set[int]:
     architecture = header.architecture
     every = set(range(num_layers))
-    if architecture in _NO_CACHE:
+    if architecture in NO_CACHE:
         return set()
     if architecture == "falcon-h1":  # both in every layer
         return every
