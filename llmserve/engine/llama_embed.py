@@ -20,8 +20,6 @@ from llmserve.engine.llama_call import AbortFlag, Batch, Call, compute, make_con
 from llmserve.engine.runtime import EmbeddingLimits, EmbeddingParams, InputChunk, OutOfCellsError
 from llmserve.errors import EngineError
 
-MAX_INPUTS: Final = 32  # in one batch
-
 _POOLING: Final = {
     Pooling.MEAN: lib.LLAMA_POOLING_TYPE_MEAN,
     Pooling.CLS: lib.LLAMA_POOLING_TYPE_CLS,
@@ -36,23 +34,22 @@ class EmbeddingContext:
         self, model: lib.llama_model_p, params: EmbeddingParams, num_threads: int, flag: AbortFlag
     ) -> None:
         """Raises `EngineError`. `flag` interrupts a computation."""
-        max_tokens = params.max_len if params.is_whole else params.max_batch
         self._params = params
         self._flag = flag
         self.limits = EmbeddingLimits(
             num_dimensions=lib.llama_model_n_embd_out(model),
             max_len=params.max_len,
             max_batch=params.max_batch,
-            max_inputs=min(MAX_INPUTS, max_tokens),
+            max_inputs=params.max_inputs,
             num_cells=None if params.is_whole else params.max_len,
         )
-        wanted = _context_params(params, max_tokens, self.limits.max_inputs)
+        wanted = _context_params(params)
         with quiet():  # that the pooling is not the model's own
             self._context = make_context(model, wanted, num_threads, flag)
         self._memory = lib.llama_get_memory(self._context)  # null: no KV cells
         is_encoder = lib.llama_model_has_encoder(model) and not lib.llama_model_has_decoder(model)
         self._call: Call = "llama_encode" if is_encoder else "llama_decode"
-        self._batch = Batch(max_tokens)
+        self._batch = Batch(params.max_tokens)
         self._pools: dict[int, _Pool] = {}  # of unfinished inputs, by slot
 
     def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
@@ -141,13 +138,11 @@ class _Pool:
         return mean
 
 
-def _context_params(
-    params: EmbeddingParams, max_tokens: int, max_inputs: int
-) -> lib.llama_context_params:
+def _context_params(params: EmbeddingParams) -> lib.llama_context_params:
     wanted = lib.llama_context_default_params()
     wanted.n_ctx = params.max_len
-    wanted.n_batch = wanted.n_ubatch = max_tokens
-    wanted.n_seq_max = max_inputs
+    wanted.n_batch = wanted.n_ubatch = params.max_tokens
+    wanted.n_seq_max = params.max_inputs
     wanted.embeddings = True
     wanted.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
     if params.is_whole:

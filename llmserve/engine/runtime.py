@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 
+MAX_INPUTS = 32  # texts embedded at the same time
+
 
 class ModelInfo(Struct, frozen=True):
     """What a loaded model says about itself."""
@@ -51,6 +53,16 @@ class EmbeddingParams(Struct, frozen=True):
     is_whole: bool
     max_len: int  # of one input; of all unfinished ones together
     max_batch: int  # in one call, but for a longer input that has to be whole
+
+    @property
+    def max_tokens(self) -> int:
+        """In one call."""
+        return self.max_len if self.is_whole else self.max_batch
+
+    @property
+    def max_inputs(self) -> int:
+        """In one call; llama.cpp keeps an output row for each."""
+        return min(MAX_INPUTS, self.max_tokens)
 
 
 class EmbeddingLimits(Struct, frozen=True):

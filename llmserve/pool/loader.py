@@ -106,5 +106,7 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
         context_length=placement.context_length,
         max_sequences=placement.max_sequences,
         num_threads=spec.threads,
+        embedding=placement.embedding,
+        generates=placement.generates,
     )
     return LlamaRuntime(locate(spec), params, on_progress=progress.update)
