@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llmserve.core import Delta, Finished, FinishReason, SampledLogprob, SamplingParams
 from llmserve.engine import worker as worker_module
 from llmserve.engine.messages import (
+    Embedded,
     Ended,
     Failed,
     Load,
@@ -55,6 +56,7 @@ class Bench:
                 self.texts[request_id] += event.text
                 self.logprobs[request_id] += event.logprobs
             else:
+                assert not isinstance(event, Embedded)
                 self.ends[request_id] = event
         if report.stats:
             self.stats.append(report.stats)
