@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import psutil
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from llmserve.core import Vectors
 from llmserve.engine.llama_call import (
@@ -34,6 +35,7 @@ from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
     EmbeddingParams,
+    InfillTokens,
     InputChunk,
     Logits,
     ModelInfo,
@@ -56,6 +58,7 @@ class LlamaParams(Struct, frozen=True):
 
     context_length: int  # tokens of one sequence, and of all of them together
     max_sequences: int = 16
+    max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only
@@ -109,13 +112,20 @@ class LlamaRuntime:
     def _limits(self, params: LlamaParams) -> RuntimeLimits:
         if self._context is None:  # of no use but to say how much may be asked
             max_len = params.context_length
-            return RuntimeLimits(max_len, params.max_sequences, max_len, max_len)
+            return RuntimeLimits(
+                num_cells=max_len,
+                num_slots=params.max_sequences,
+                max_batch=max_len,
+                context_length=max_len,
+                max_outputs=params.max_outputs,
+            )
         num_cells = lib.llama_n_ctx(self._context)
         return RuntimeLimits(
             num_cells=num_cells,
             num_slots=lib.llama_n_seq_max(self._context),
             max_batch=lib.llama_n_batch(self._context),
             context_length=num_cells,
+            max_outputs=params.max_outputs,
         )
 
     def _warm_up(self) -> None:
@@ -128,13 +138,13 @@ class LlamaRuntime:
 
     # -- text -------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         data = text.encode()
         room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
         while True:
             tokens = (lib.llama_token * room)()
             count = lib.llama_tokenize(
-                self._vocab, data, len(data), tokens, room, add_special, True
+                self._vocab, data, len(data), tokens, room, add_special, parse_special
             )
             if count >= 0:
                 return list(tokens[:count])
@@ -176,6 +186,7 @@ class LlamaRuntime:
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         assert self._context is not None, "loaded for embeddings only"
         num_outputs = self._batch.fill(chunks)
+        assert num_outputs <= self.limits.max_outputs
         compute(self._context, self._batch, self._abort_flag, "llama_decode")
         if num_outputs == 0:
             return np.empty((0, self.info.vocab_size), dtype=np.float32)
@@ -249,8 +260,9 @@ def _new_context(
     wanted.n_ctx = params.context_length
     wanted.n_batch = wanted.n_ubatch = MAX_BATCH
     wanted.n_seq_max = params.max_sequences
-    # One row a sequence at most: the default reserves logits for every token of a batch.
-    wanted.n_outputs_max = params.max_sequences
+    # The default reserves logits for every token of a batch. Below n_seq_max llama.cpp aborts.
+    assert params.max_outputs >= params.max_sequences
+    wanted.n_outputs_max = params.max_outputs
     return make_context(model, wanted, num_threads, flag)
 
 
@@ -259,7 +271,8 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
     description = ctypes.create_string_buffer(256)
     lib.llama_model_desc(model, description, len(description))
     template = lib.llama_model_chat_template(model, None)
-    bound = _token_bound(model, vocab)
+    tokenizer = _tokenizer_kind(model)
+    bound = _token_bound(tokenizer, vocab)
     return ModelInfo(
         description=description.value.decode(errors="replace"),
         vocab_size=vocab_size,
@@ -269,15 +282,31 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
         chat_template=template.decode(errors="replace") if template else None,
         max_token_bytes=bound.max_token_bytes if bound else None,
         lost_bytes=bound.lost_bytes if bound else b"",
+        tokenizer=tokenizer,
+        adds_bos=lib.llama_vocab_get_add_bos(vocab),
+        infill=_infill_tokens(vocab),
     )
 
 
-def _token_bound(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> TokenBound | None:
-    tokenizer = ctypes.create_string_buffer(64)
-    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", tokenizer, len(tokenizer))
+def _infill_tokens(vocab: lib.llama_vocab_p) -> InfillTokens | None:
+    tokens = InfillTokens(
+        prefix=lib.llama_vocab_fim_pre(vocab),
+        suffix=lib.llama_vocab_fim_suf(vocab),
+        middle=lib.llama_vocab_fim_mid(vocab),
+    )
+    return None if lib.LLAMA_TOKEN_NULL in astuple(tokens) else tokens
+
+
+def _tokenizer_kind(model: lib.llama_model_p) -> str:
+    kind = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", kind, len(kind))
+    return kind.value.decode(errors="replace")
+
+
+def _token_bound(tokenizer: str, vocab: lib.llama_vocab_p) -> TokenBound | None:
     strip = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
     return measure(
-        tokenizer.value.decode(errors="replace"),
+        tokenizer,
         lib.llama_vocab_n_tokens(vocab),
         functools.partial(lib.llama_vocab_get_text, vocab),
         functools.partial(_token_to_piece, vocab, special=True),

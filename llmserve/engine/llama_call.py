@@ -44,27 +44,18 @@ class Batch:
             logits=_pointer(self._outputs, ctypes.c_int8),
         )
 
-    def fill(self, chunks: Sequence[Chunk]) -> int:
+    def fill(self, chunks: Sequence[Chunk] | Sequence[InputChunk]) -> int:
         """Write `chunks`; returns the number of output rows."""
-        return self._fill(chunks)
-
-    def fill_inputs(self, chunks: Sequence[InputChunk]) -> None:
-        """Write `chunks`, with an output row for every token: embeddings have no other way."""
-        self._fill(chunks)
-        self._outputs[: self.struct.n_tokens] = 1
-
-    def _fill(self, chunks: Sequence[Chunk] | Sequence[InputChunk]) -> int:
         end = num_outputs = 0
         assert sum(len(chunk.tokens) for chunk in chunks) <= len(self._tokens)
-        for slot, start, tokens, is_output in chunks:
-            begin, end = end, end + len(tokens)
-            self._tokens[begin:end] = tokens
-            self._positions[begin:end] = range(start, start + len(tokens))
-            self._slots[begin:end] = slot
-            self._outputs[begin:end] = 0
-            if is_output:
-                self._outputs[end - 1] = 1
-                num_outputs += 1
+        for chunk in chunks:
+            begin, end = end, end + len(chunk.tokens)
+            self._tokens[begin:end] = chunk.tokens
+            self._positions[begin:end] = range(chunk.start, chunk.start + len(chunk.tokens))
+            self._slots[begin:end] = chunk.slot
+            self._outputs[begin : end - chunk.num_outputs] = 0
+            self._outputs[end - chunk.num_outputs : end] = 1
+            num_outputs += chunk.num_outputs
         self.struct.n_tokens = end
         return num_outputs
 

@@ -55,7 +55,7 @@ class EmbeddingContext:
     def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
         assert all(chunk.tokens for chunk in chunks)
         assert len({chunk.slot for chunk in chunks}) == len(chunks) <= self.limits.max_inputs
-        self._batch.fill_inputs(chunks)
+        self._batch.fill(chunks)
         try:
             compute(self._context, self._batch, self._flag, self._call)
         except OutOfCellsError as error:

@@ -260,9 +260,8 @@ def _compute_bytes(hparams: Hparams, num_cells: int, options: ContextOptions) ->
     # Encoders compute no logits, but llama.cpp keeps the rows for them all the same.
     num_logits = hparams.vocab_size if hparams.has_cache else 0
     logits = _F32 * outputs * (num_logits + 2 * hparams.embedding_len)
-    output_rows = _F32 * options.max_sequences * hparams.vocab_size
-    if options.embeds:
-        output_rows = _F32 * outputs * (hparams.vocab_size + hparams.embedding_len)
+    row_len = hparams.vocab_size + (hparams.embedding_len if options.embeds else 0)
+    output_rows = _F32 * options.max_outputs * row_len
     # The widest input of a multiplication, quantized or narrowed for the kernel.
     scratch = (
         tokens * max(hparams.feed_forward_len, hparams.query_len, 2 * hparams.inner_len) * 17 // 16
