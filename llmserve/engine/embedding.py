@@ -49,15 +49,17 @@ def normalized(vectors: Vectors, dimensions: int | None) -> Vectors:
 def _tokens(
     given: str | Sequence[int], name: str, runtime: Runtime, limits: EmbeddingLimits
 ) -> list[int]:
+    if not given:  # some models would still put special tokens around it
+        raise InvalidRequestError(f"{name} is empty; give at least one character", param=name)
     if isinstance(given, str):
         _check_hopeless(given, name, runtime, limits)
-        with prompt.valid_unicode(name, param="input"):
+        with prompt.valid_unicode(name, param=name):
             tokens = runtime.tokenize(given, add_special=True)
     else:
-        prompt.check_vocabulary(given, runtime, "input")
+        prompt.check_vocabulary(given, runtime, name)
         tokens = list(given)
     if not tokens:
-        raise InvalidRequestError(f"{name} is empty; give at least one character", param="input")
+        raise InvalidRequestError(f"{name} has no token; give other text", param=name)
     if len(tokens) > limits.max_len:
         raise _too_long(name, f"{len(tokens)}", limits)
     return tokens
@@ -76,7 +78,7 @@ def _check_hopeless(text: str, name: str, runtime: Runtime, limits: EmbeddingLim
     info = runtime.info
     if info.max_token_bytes is None or 4 * len(text) <= limits.max_len * info.max_token_bytes:
         return
-    with prompt.valid_unicode(name, param="input"):
+    with prompt.valid_unicode(name, param=name):
         num_tokens = min_tokens(text, info.max_token_bytes, info.lost_bytes)
     if num_tokens > limits.max_len:
         raise _too_long(name, f"at least {num_tokens}", limits)
@@ -86,5 +88,5 @@ def _too_long(name: str, num_tokens: str, limits: EmbeddingLimits) -> TooLargeEr
     return TooLargeError(
         f"{name} has {num_tokens} tokens; this model embeds at most {limits.max_len} at once;"
         " shorten or split it",
-        param="input",
+        param=name,
     )
