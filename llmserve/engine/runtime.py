@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 
-MAX_INPUTS = 32  # texts embedded at the same time
-
 
 class InfillTokens(Struct, frozen=True):
     """The tokens of a model that was trained to fill in the middle of a text."""
@@ -65,16 +63,12 @@ class EmbeddingParams(Struct, frozen=True):
     is_whole: bool
     max_len: int  # of one input; of all unfinished ones together
     max_batch: int  # in one call, but for a longer input that has to be whole
+    max_inputs: int  # in one call; not above `max_tokens`
 
     @property
     def max_tokens(self) -> int:
         """In one call."""
         return self.max_len if self.is_whole else self.max_batch
-
-    @property
-    def max_inputs(self) -> int:
-        """In one call; llama.cpp keeps an output row for each."""
-        return min(MAX_INPUTS, self.max_tokens)
 
 
 class EmbeddingLimits(Struct, frozen=True):

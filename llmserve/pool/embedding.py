@@ -17,6 +17,7 @@ _BATCH_BYTES: Final = 32 << 20  # of such rows in a batch of several inputs
 _INPUT_BYTES: Final = 1 << 30  # … of the longest input that has to be in one batch
 _MIN_BATCH: Final = 64  # tokens; smaller ones are slow
 _MAX_BATCH: Final = 512  # larger ones are no faster
+_MAX_INPUTS: Final = 32  # in one batch
 
 _ENCODERS: Final = NO_CACHE | {"t5encoder"}
 _OWN_POOLING: Final = {1: Pooling.MEAN, 2: Pooling.CLS, 3: Pooling.LAST}  # llama.h
@@ -26,18 +27,21 @@ _RANK: Final = 4
 class EmbeddingUse(Struct, frozen=True):
     """`is_whole`: every token sees all others, so an input cannot be computed in parts.
 
-    `is_only`: the model was made for embeddings and generates no text.
+    `is_only`: the model was made for embeddings and generates no text. `max_inputs`: texts at the
+    same time.
     """
 
     pooling: Pooling
     is_whole: bool
     is_only: bool
+    max_inputs: int = _MAX_INPUTS
 
     def params(self, max_len: int, vocab_size: int) -> EmbeddingParams:
         """For inputs of at most `max_len` tokens."""
         batch = _BATCH_BYTES // (_ROW_BYTES * max(1, vocab_size))
         batch = min(max_len, max(_MIN_BATCH, min(_MAX_BATCH, batch)))
-        return EmbeddingParams(self.pooling, self.is_whole, max_len, batch)
+        max_inputs = min(self.max_inputs, batch)
+        return EmbeddingParams(self.pooling, self.is_whole, max_len, batch, max_inputs)
 
     def max_len(self, trained_len: int, vocab_size: int) -> int:
         """The longest input that is offered where the config does not say."""
@@ -65,4 +69,6 @@ def embedding_use(spec: ModelSpec, header: Header) -> EmbeddingUse | None:
     if pooling is None:
         return None
     is_only = is_encoder or own in _OWN_POOLING
-    return EmbeddingUse(pooling, is_whole=is_encoder, is_only=is_only)
+    # Of a model that also generates it is for that.
+    max_inputs = (spec.max_concurrency if is_only else None) or _MAX_INPUTS
+    return EmbeddingUse(pooling, is_whole=is_encoder, is_only=is_only, max_inputs=max_inputs)

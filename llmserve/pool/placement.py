@@ -55,12 +55,15 @@ def place(
         options=_options(max_sequences, repacked_types),
         embedding=use,
     )
+    if use is None:
+        return Placement(context_length, max_sequences, needed.total_bytes)
+    params = use.params(context_length, model.header.vocab_size or 0)
     return Placement(
         context_length,
-        max_sequences,
+        params.max_inputs if use.is_only else max_sequences,
         needed.total_bytes,
-        embedding=use.params(context_length, model.header.vocab_size or 0) if use else None,
-        generates=not (use and use.is_only),
+        embedding=params,
+        generates=not use.is_only,
     )
 
 

@@ -34,7 +34,7 @@ def load(
     max_len: int = 512,
     max_batch: int = 256,
 ) -> LlamaRuntime:
-    embedding = EmbeddingParams(pooling, is_whole, max_len, max_batch)
+    embedding = EmbeddingParams(pooling, is_whole, max_len, max_batch, max_inputs=32)
     params = LlamaParams(
         max_len, max_sequences=4, num_threads=2, embedding=embedding, generates=generates
     )

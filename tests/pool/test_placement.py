@@ -69,15 +69,19 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 def test_a_model_for_embeddings(encoder: ModelFiles) -> None:
     placement = place(make_spec("a"), encoder, PLENTY, frozenset())
     assert placement.context_length == 512
-    assert placement.embedding == EmbeddingParams(Pooling.MEAN, True, 512, 512)
+    assert placement.embedding == EmbeddingParams(Pooling.MEAN, True, 512, 512, 32)
     assert not placement.generates
+    assert placement.max_sequences == 32
+    placement = place(make_spec("a", max_concurrency=5), encoder, PLENTY, frozenset())
+    assert placement.embedding
+    assert placement.max_sequences == placement.embedding.max_inputs == 5
 
 
 def test_the_second_context_is_counted(model: ModelFiles) -> None:
     alone = place(make_spec("a"), model, PLENTY, frozenset())
     both = place(make_spec("a", pooling=Pooling.LAST), model, PLENTY, frozenset())
     assert alone.embedding is None
-    assert both.embedding == EmbeddingParams(Pooling.LAST, False, 2048, 512)
+    assert both.embedding == EmbeddingParams(Pooling.LAST, False, 2048, 512, 32)
     assert both.generates
     assert both.context_length == alone.context_length
     # The cells are there twice; and there are rows for 512 tokens instead of 16.
