@@ -82,6 +82,37 @@ def write_nomic_bert(
     return model.write()
 
 
+def write_t5_encoder(
+    path: Path,
+    *,
+    layers: int = 2,
+    embedding: int = 64,
+    heads: int = 4,
+    feed_forward: int = 128,
+    vocab: int = 320,
+    seed: int = 0,
+) -> Path:
+    """The encoder of a T5: relative positions as biases of the attention's scores."""
+    model = TinyModel(path, "t5encoder", "f16", seed)
+    _add_settings(model, layers, embedding, heads, feed_forward, 512, None)
+    model.set({"attention.relative_buckets_count": 32, "attention.layer_norm_rms_epsilon": 1e-6})
+    model.add_vocabulary(vocab)
+    model.weight("token_embd", embedding, vocab)
+    model.vector("enc.output_norm.weight", embedding)
+    for i in range(layers):
+        block = f"enc.blk.{i}"
+        model.vector(f"{block}.attn_norm.weight", embedding)
+        for part in ("attn_q", "attn_k", "attn_v", "attn_o"):
+            model.weight(f"{block}.{part}", embedding, embedding)
+        if i == 0:
+            _noise(model, f"{block}.attn_rel_b.weight", (32, heads), 1.0)
+        model.vector(f"{block}.ffn_norm.weight", embedding)
+        model.weight(f"{block}.ffn_gate", embedding, feed_forward)
+        model.weight(f"{block}.ffn_up", embedding, feed_forward)
+        model.weight(f"{block}.ffn_down", feed_forward, embedding)
+    return model.write()
+
+
 def add_wordpiece(model: TinyModel, num_tokens: int) -> None:
     """As llama.cpp's converter writes it: `▁` begins a word, what continues one is bare."""
     writer = model.writer

@@ -14,7 +14,7 @@ from llmserve.core import Pooling, Vectors
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import AbortedError, Chunk, EmbeddingParams, InputChunk
 from llmserve.errors import EngineError
-from tests.tiny_encoders import NumpyBert, write_bert, write_nomic_bert
+from tests.tiny_encoders import NumpyBert, write_bert, write_nomic_bert, write_t5_encoder
 from tests.tiny_models import write_lfm2, write_llama, write_qwen3
 
 TEXTS = ("hello world", "a", "Is this a test? It is!", "x y z " * 8, "hello world", "so be it")
@@ -147,6 +147,18 @@ def test_encoders_as_llama_cpp_alone(folder: Path, name: str) -> None:
     for _ in range(3):  # nothing of a call is left for the next
         assert_close(batched(runtime, inputs), expected)
     assert_close(alone(runtime, inputs), expected)
+    runtime.close()
+
+
+def test_the_encoder_of_a_t5(folder: Path) -> None:
+    """It has cells, and is to be encoded, not decoded."""
+    runtime = load(write_t5_encoder(folder / "t5.gguf"), Pooling.MEAN, is_whole=True)
+    inputs = tokens_of(runtime)
+    expected = alone(runtime, inputs)
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    assert_close(batched(runtime, inputs), expected)
+    reverse = alone(runtime, [tokens[::-1] for tokens in inputs])  # positions matter
+    assert np.abs(reverse[2] - expected[2]).max() > 0.01
     runtime.close()
 
 
