@@ -10,6 +10,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    InfillTokens,
     Logits,
     ModelInfo,
     OutOfCellsError,
@@ -37,8 +38,10 @@ class FakeRuntime:
         num_cells: int = 256,
         num_slots: int = 4,
         max_batch: int = 32,
+        max_outputs: int = 8,
         context_length: int | None = None,
         chat_template: str | None = TEMPLATE,
+        infill: InfillTokens | None = None,
         gate: threading.Semaphore | None = None,
     ) -> None:
         self.info = ModelInfo(
@@ -49,8 +52,15 @@ class FakeRuntime:
             eos_text="",
             chat_template=chat_template,
             max_token_bytes=1,
+            infill=infill,
         )
-        self.limits = RuntimeLimits(num_cells, num_slots, max_batch, context_length or num_cells)
+        self.limits = RuntimeLimits(
+            num_cells,
+            num_slots,
+            max_batch,
+            context_length or num_cells,
+            max(max_outputs, num_slots),
+        )
         self.cells: list[list[int]] = [[] for _ in range(num_slots)]
         self.batch_sizes: list[int] = []
         self.decoding = threading.Event()  # set while a decode call runs
@@ -58,7 +68,7 @@ class FakeRuntime:
         self._gate = gate
         self._aborted = threading.Event()
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         assert not self.closed
         return list(text.encode())
 
@@ -92,7 +102,12 @@ class FakeRuntime:
             cells = self.cells[chunk.slot]
             assert chunk.start == len(cells), "positions must be consecutive"
             cells.extend(chunk.tokens)
-        rows = [self._logits(self.cells[c.slot]) for c in chunks if c.wants_logits]
+        assert sum(chunk.num_outputs for chunk in chunks) <= self.limits.max_outputs
+        rows = [
+            self._logits(self.cells[chunk.slot][: len(self.cells[chunk.slot]) - behind])
+            for chunk in chunks
+            for behind in reversed(range(chunk.num_outputs))
+        ]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.info.vocab_size)
 
     def _logits(self, tokens: Sequence[int]) -> Logits:

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 
 
+class InfillTokens(Struct, frozen=True):
+    """The tokens of a model that was trained to fill in the middle of a text."""
+
+    prefix: int  # before what comes before the answer
+    suffix: int  # before what comes after it
+    middle: int  # before the answer
+
+
 class ModelInfo(Struct, frozen=True):
     """What a loaded model says about itself."""
 
@@ -29,6 +37,8 @@ class ModelInfo(Struct, frozen=True):
     chat_template: str | None  # jinja source from the GGUF
     max_token_bytes: int | None = None  # of text in one token; None: no bound is known
     lost_bytes: bytes = b""  # bytes of text that may have no token at all
+    adds_bos: bool = False  # whether the model wants its BOS in front of every text
+    infill: InfillTokens | None = None
 
 
 class RuntimeLimits(Struct, frozen=True):
@@ -36,18 +46,24 @@ class RuntimeLimits(Struct, frozen=True):
     num_slots: int  # sequences at the same time
     max_batch: int  # tokens in one decode call
     context_length: int  # tokens in one sequence
+    max_outputs: int  # output rows of one decode call; at least num_slots
 
 
 class Chunk(NamedTuple):
     """Consecutive tokens of one sequence: `tokens[i]` goes to position `start + i` of `slot`.
 
-    With `wants_logits` the last token's logits are an output row.
+    With `wants_logits` the last token's logits are an output row, with `wants_all` every token's.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     wants_logits: bool
+    wants_all: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.tokens) if self.wants_all else int(self.wants_logits)
 
 
 class OutOfCellsError(Exception):
@@ -65,11 +81,12 @@ class Runtime(Protocol):
     @property
     def limits(self) -> RuntimeLimits: ...
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of `text`; special tokens written in the text are recognised.
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`.
 
-        `add_special` puts the model's BOS in front where the model wants one. Raises
-        `UnicodeEncodeError` for a lone surrogate.
+        `add_special` puts the model's BOS in front where the model wants one; with `parse_special`
+        special tokens written in the text are recognised. Raises `UnicodeEncodeError` for a lone
+        surrogate.
         """
 
     def token_bytes(self, token: int) -> bytes:
@@ -87,8 +104,9 @@ class Runtime(Protocol):
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute one batch, at most `max_batch` tokens, at most one chunk a slot.
 
-        Returns a (num_outputs, vocab_size) view in the order of the chunks that want logits,
-        valid until the next call. Raises `OutOfCellsError`, `AbortedError`, or `EngineError`.
+        Returns a (num_outputs, vocab_size) view in the order of the chunks and their tokens, at
+        most `max_outputs` rows, valid until the next call. Raises `OutOfCellsError`,
+        `AbortedError`, or `EngineError`.
         """
 
     def trim(self, slot: int, num_tokens: int) -> None:

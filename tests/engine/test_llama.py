@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, Message, Mode, Request, SamplingParams
-from llmserve.engine import llama
+from llmserve.engine import llama, prompt
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.logprobs import sampled_logprob
-from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.runtime import AbortedError, Chunk, InfillTokens, Logits, OutOfCellsError
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
 from tests.tiny_models import write_llama
@@ -240,6 +240,23 @@ def test_the_bound_of_a_vocabulary_that_writes_spaces(tmp_path: Path) -> None:
         runtime.close()
 
 
+def test_the_tokens_that_fill_in_the_middle(loaded: LlamaRuntime, tmp_path: Path) -> None:
+    """In the order of llama-server's /infill; a special token in the text is mere text."""
+    assert loaded.info.infill is None
+    runtime = LlamaRuntime(write_llama(tmp_path / "tiny.gguf", vocab=320, infill=True), PARAMS)
+    try:
+        assert runtime.info.infill == InfillTokens(prefix=317, suffix=318, middle=319)
+        assert runtime.info.adds_bos
+        request = Request(prompt="a</s>", suffix="b", mode=Mode.COMPLETION)
+        tokens = prompt.encode(request, runtime, None, None)
+        space = [3 + byte for byte in "▁".encode()]  # SentencePiece puts one in front
+        before = [*space, *(3 + byte for byte in b"a</s>")]
+        assert tokens == [1, 317, *before, 318, *space, 3 + ord("b"), 319]
+        assert runtime.tokenize("</s>", add_special=False)[-1] == 2
+    finally:
+        runtime.close()
+
+
 def test_threads_tokenize_side_by_side(runtime: LlamaRuntime) -> None:
     """As the engine's encoders do: llama.cpp's vocabulary is const."""
     texts = [text * n for text in [*TEXTS, "żółć 😀 <|im_start|>\n\n"] for n in range(1, 60)]
@@ -308,6 +325,23 @@ def test_rows_come_in_the_order_of_the_chunks_that_want_them(runtime: LlamaRunti
     logits = runtime.decode([Chunk(s, 0, prompts[s], want) for s, want in wants.items()])
     assert logits.shape == (2, runtime.info.vocab_size)
     np.testing.assert_allclose(logits, [alone[2], alone[3]], atol=TOLERANCE)
+
+
+def test_a_chunk_can_want_the_rows_of_all_its_tokens(runtime: LlamaRuntime) -> None:
+    first, last = (tokens_of(runtime, text) for text in TEXTS[:2])
+    prefixes = [first[:length] for length in range(1, len(first) + 1)]
+    alone = [decode_alone(runtime, tokens) for tokens in [*prefixes, last]]
+    logits = runtime.decode([Chunk(2, 0, first, True, wants_all=True), Chunk(0, 0, last, True)])
+    np.testing.assert_allclose(logits, alone, atol=TOLERANCE)
+
+
+def test_more_rows_than_were_reserved_are_refused_before_llama_cpp_sees_them(
+    runtime: LlamaRuntime,
+) -> None:
+    tokens = [0] * (runtime.limits.max_outputs + 1)
+    with pytest.raises(AssertionError):
+        runtime.decode([Chunk(0, 0, tokens, True, wants_all=True)])
+    assert num_tokens_in(runtime, 0) == 0
 
 
 def test_without_outputs_there_are_no_rows(runtime: LlamaRuntime) -> None:

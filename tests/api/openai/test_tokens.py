@@ -15,7 +15,7 @@ BOS = 1
 class _WithBos(FakeRuntime):
     """Begins with a token of its own, as most models do."""
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         return [BOS] * add_special + super().tokenize(text, add_special=add_special)
 
 
