@@ -386,10 +386,12 @@ def _as_json(text: str, types: frozenset[str]) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return _quoted(text)
-    return text if "any" in types or _type_of(value) & types else _quoted(text)
+    fits = not isinstance(value, str) and ("any" in types or json_types(value) & types)
+    return text if fits else _quoted(text)
 
 
-def _type_of(value: Any) -> set[str]:
+def json_types(value: Any) -> set[str]:
+    """What a schema can call the type of a value."""
     match value:
         case bool():
             return {"boolean"}
@@ -398,7 +400,7 @@ def _type_of(value: Any) -> set[str]:
         case float():
             return {"number"}
         case str():
-            return set()  # a string is written as it is
+            return {"string"}
         case list():
             return {"array"}
         case dict():
