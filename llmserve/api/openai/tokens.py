@@ -7,6 +7,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve import core
 from llmserve.api.body import decode_body, read_body
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.schemas.tokens import (
@@ -46,7 +47,7 @@ async def apply_template(request: Request) -> Response:
     wire = await _read(gateway, request, TemplateRequest)
     messages = to_messages(wire.messages)
     async with gateway.engine(wire.model) as engine:
-        return _json(TemplateResponse(await engine.render(messages)))
+        return _json(TemplateResponse(await engine.render(core.Request(messages=messages))))
 
 
 def _text(wire: TokenizeRequest) -> tuple[str, bool]:

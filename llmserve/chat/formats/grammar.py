@@ -16,7 +16,7 @@ from llmserve.chat.formats.table import Format
 from llmserve.core import Tool, ToolUse
 from llmserve.errors import InvalidRequestError
 
-_RAW = r"raw[lazy]: /(?s:.*)\n<\/parameter>\n/"
+RAW_RULE = r"raw[lazy]: /(?s:.*)\n<\/parameter>\n/"
 
 
 def call_grammar(
@@ -70,8 +70,8 @@ class _Rules:
         schema = argument_schema(tool.parameters, field)
         if self._writing.arguments == "json":
             return self._json(schema)
-        if _RAW not in self._lines:
-            self._lines.append(_RAW)
+        if RAW_RULE not in self._lines:
+            self._lines.append(RAW_RULE)
         return parameter_rule(schema, field, self._json)
 
     def of_text(self, is_required: bool, text_schema: str | None, *, more: bool) -> str:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmserve.chat.formats.parser import ValueTypes, json_types
+from llmserve.chat.formats.parser import json_types
 from llmserve.core import Tool
 from llmserve.errors import InvalidRequestError
+
+ANY_OBJECT = '{"type": "object"}'
 
 Schema = Mapping[str, Any]
 
@@ -34,7 +36,7 @@ def argument_schema(parameters: str | None, field: str) -> dict[str, Any]:
     return {**schema, "type": "object"}
 
 
-def value_types(tools: Sequence[Tool]) -> ValueTypes:
+def value_types(tools: Sequence[Tool]) -> dict[str, dict[str, frozenset[str]]]:
     """Of all parameters of all tools, for formats that write strings as they are."""
     found = {}
     for tool in tools:
