@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from llmserve.chat.formats.grammar import RAW_RULE
 from llmserve.core import Constraint, Tool
 from llmserve.engine.sampling import Allowed
 from llmserve.errors import InvalidRequestError
@@ -113,8 +112,9 @@ class Compiler:
         """The name of what cannot be compiled: of several schemas, the first that cannot alone."""
         assert self._tokenizer is not None
         if constraint.kind == "calls":
+            shared = "\n".join(re.findall("^raw.*$", constraint.source, re.MULTILINE))
             for index, rule in re.findall(r"^args_(\d+): (.*)$", constraint.source, re.MULTILINE):
-                grammar = LLMatcher.grammar_from_lark(f"start: {rule}\n{RAW_RULE}\n")
+                grammar = LLMatcher.grammar_from_lark(f"start: {rule}\n{shared}\n")
                 if LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS).is_error():
                     return f"tools[{index}].function.parameters"
         return _FIELDS[constraint.kind]

@@ -16,8 +16,6 @@ from llmserve.chat.formats.table import Format
 from llmserve.core import Tool, ToolUse
 from llmserve.errors import InvalidRequestError
 
-RAW_RULE = r"raw[lazy]: /(?s:.*)\n<\/parameter>\n/"
-
 
 def call_grammar(
     use: ToolUse,
@@ -51,7 +49,7 @@ class _Rules:
         self._writing = written.writing
         self._controls = controls
         self._options = options
-        self._lines = ["%llguidance {}", "TEXT: /(?s:.*)/", r"GAP: /\s{1,4}/"]
+        self._lines = ["%llguidance {}", "TEXT: /(?s:.*)/", r"GAP: /\n{1,2}/"]
 
     def add_tails(self, tools: Iterable[tuple[int, Tool]]) -> None:
         """`tail`: a call from its name on."""
@@ -69,10 +67,8 @@ class _Rules:
         field = f"tools[{index}].function.parameters"
         schema = argument_schema(tool.parameters, field)
         if self._writing.arguments == "json":
-            return self._json(schema)
-        if RAW_RULE not in self._lines:
-            self._lines.append(RAW_RULE)
-        return parameter_rule(schema, field, self._json)
+            return self.json(schema)
+        return parameter_rule(schema, field, self)
 
     def of_text(self, is_required: bool, text_schema: str | None, *, more: bool) -> str:
         writing = self._writing
@@ -90,7 +86,7 @@ class _Rules:
                     " 'required'",
                     param="response_format",
                 )
-            return self._done(f"GAP? ({trigger} {calls} | {self._json(json.loads(text_schema))})")
+            return self._done(f"GAP? ({trigger} {calls} | {self.json(json.loads(text_schema))})")
         if not trigger:
             tags = [self._literal(m) + "?" for m in self._written.triggers if m in self._controls]
             self._lines.append(r"PLAIN: /\s*[^{\s](?s:.*)/")
@@ -103,7 +99,7 @@ class _Rules:
     def with_channels(self, is_required: bool, text_schema: str | None) -> str:
         """gpt-oss. The thought itself is left out, with the <|end|> behind it."""
         again = self._literal("<|start|>assistant")
-        text = "TEXT" if text_schema is None else self._json(json.loads(text_schema))
+        text = "TEXT" if text_schema is None else self.json(json.loads(text_schema))
         self._lines += [
             f"thought: {self._literal('<|channel|>analysis<|message|>')} {again}",
             f"preamble: {self._literal('<|channel|>commentary<|message|>')} said {again}",
@@ -118,7 +114,14 @@ class _Rules:
     def _done(self, start: str) -> str:
         return "\n".join([*self._lines, f"start: {start}", ""])
 
-    def _json(self, schema: Mapping[str, Any]) -> str:
+    def bare_string(self, bounds: str) -> str:
+        name = "raw" + re.sub(r"\W", "_", bounds)
+        rule = rf"{name}[lazy]: /(?s:.{bounds})\n<\/parameter>\n/"
+        if rule not in self._lines:
+            self._lines.append(rule)
+        return name
+
+    def json(self, schema: Mapping[str, Any]) -> str:
         own = schema.get("x-guidance")
         guidance = {**(own if isinstance(own, dict) else {}), **self._options}
         return f"%json {json.dumps({**schema, 'x-guidance': guidance})}"
