@@ -11,10 +11,14 @@ def format_constraint(kind: str, schema: Raw, *, path: str) -> Constraint | None
 
     `path` is the schema's, for the `InvalidRequestError` about one that is no object.
     """
-    if kind == "text":
-        return None
-    text = object_text(schema, path=path) if kind == "json_schema" else None
-    return Constraint("json") if text is None else Constraint("json_schema", text)
+    text = object_text(schema, path=path)
+    match kind:
+        case "text":
+            return None
+        case "json_schema" if text:
+            return Constraint("json_schema", text)
+        case _:
+            return Constraint("json")
 
 
 def object_text(raw: Raw, *, path: str) -> str | None:

@@ -49,8 +49,10 @@ def wants_usage(wire: GenerationRequest) -> bool:
     return bool(wire.stream_options.include_usage)
 
 
-def refuse(wire: Struct, fields: Mapping[str, tuple[Any, ...]], *, prefix: str = "") -> None:
-    """Raises `UnsupportedFieldError` for the first of `fields` that has a value.
+def refuse(
+    wire: Struct, fields: Mapping[str, tuple[Any, ...]], *, prefix: str = "", reason: str = ""
+) -> None:
+    """Raises `UnsupportedFieldError`, with `reason`, for the first of `fields` that has a value.
 
     The values beside a field's name are as good as none.
     """
@@ -58,4 +60,5 @@ def refuse(wire: Struct, fields: Mapping[str, tuple[Any, ...]], *, prefix: str =
         value = getattr(wire, name)
         if value is not None and value not in harmless:
             field = prefix + name
-            raise UnsupportedFieldError(f"{field} is not supported", param=field)
+            why = f": {reason}" if reason else ""
+            raise UnsupportedFieldError(f"{field} is not supported{why}", param=field)

@@ -5,7 +5,7 @@ known, would change the answer, and are not supported (`openai/params.py` refuse
 fields whose type is `Inert` cannot change the answer.
 """
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -18,8 +18,11 @@ from llmserve.api.schemas.fields import (
     Temperature,
 )
 
-Refused: TypeAlias = Any
-Inert: TypeAlias = Any
+Refused: TypeAlias = Annotated[
+    Any, Meta(description="Not supported.", extra_json_schema={"type": "null"})
+]
+Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
+C = TypeVar("C")
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -68,15 +71,15 @@ class Usage(Struct):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Body(Struct, kw_only=True):
-    """An answer, or one event of a stream; `usage` UNSET leaves it out."""
+class Body(Struct, Generic[C], kw_only=True):
+    """An answer, or one event of a stream, with choices `C`; `usage` UNSET leaves it out."""
 
     id: str
     object: str
     created: int  # unix time
     model: str
     system_fingerprint: str
-    choices: list[Any]
+    choices: list[C]
     usage: Usage | UnsetType | None = UNSET
 
 
