@@ -115,7 +115,12 @@ def _as_dict(message: Message, shape: CallShape) -> dict[str, Any]:
 def _call_as_dict(call: ToolCall, shape: CallShape) -> dict[str, Any]:
     arguments: Any = call.arguments
     if shape.has_objects:
-        arguments = json.loads(arguments)
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"the arguments of call {call.id!r} are not JSON: {error}", param="messages"
+            ) from error
     function = {"name": call.name, "arguments": arguments}
     return {"id": _call_id(call.id, shape), "type": "function", "function": function}
 

@@ -251,8 +251,16 @@ def check(constraint: Constraint) -> None:
 
 
 def check_tools(tools: Iterable[Tool]) -> None:
-    """The same for the schemas of their arguments, before anybody reads them."""
+    """The same for the schemas of their arguments, before anybody reads them.
+
+    A name must be able to stand in every format as it is.
+    """
     for index, tool in enumerate(tools):
+        if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,64}", tool.name):
+            raise _refusal(
+                f"tools[{index}].function.name",
+                "it must have 1 to 64 of the characters a-z, A-Z, 0-9, _, - and .",
+            )
         if tool.parameters is not None:
             check_schema(tool.parameters, f"tools[{index}].function.parameters")
 
