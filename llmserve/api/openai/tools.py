@@ -1,6 +1,7 @@
 """Tools, choices and calls of chat completions <-> core's."""
 
 import msgspec
+from msgspec import Raw
 
 from llmserve import core
 from llmserve.api.openai.formats import object_text
@@ -41,7 +42,7 @@ def to_tools(wire: list[Tool]) -> tuple[core.Tool, ...]:
                 f"{path}.name is {function.name!r}, like that of another tool; rename one",
                 param=f"{path}.name",
             )
-        parameters = object_text(function.parameters, path=f"{path}.parameters")
+        parameters = object_text(function.parameters or Raw(), path=f"{path}.parameters")
         found[function.name] = core.Tool(function.name, function.description, parameters)
     return tuple(found.values())
 

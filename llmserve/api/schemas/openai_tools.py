@@ -5,7 +5,9 @@ A name is what OpenAI takes, with dots; so it can stand in any model's format as
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from llmserve.api.schemas.fields import JsonObject
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -14,7 +16,7 @@ CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 class Function(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: Annotated[str, Meta(max_length=65536)] | None = None
-    parameters: Raw = field(default_factory=Raw)  # a JSON schema; engine/constraint.py bounds it
+    parameters: JsonObject | UnsetType = UNSET  # a JSON schema, or null
     strict: bool | None = None  # arguments follow the schema either way
 
 
