@@ -38,6 +38,7 @@ from llmserve.engine.runtime import (
     InfillTokens,
     InputChunk,
     Logits,
+    Marker,
     ModelInfo,
     RuntimeLimits,
 )
@@ -157,6 +158,13 @@ class LlamaRuntime:
         if piece is None:
             piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
         return piece
+
+    def find_marker(self, text: str) -> Marker | None:
+        tokens = self.tokenize(text, add_special=False)
+        if len(tokens) != 1 or self.detokenize(tokens) != text.encode():
+            return None
+        piece = _token_to_piece(self._vocab, tokens[0], special=False)
+        return Marker(tokens[0], is_control=not piece)
 
     def grammar_tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer

@@ -18,7 +18,6 @@ from llmserve.core import (
 )
 from llmserve.engine import worker as worker_module
 from llmserve.engine.messages import (
-    Embedded,
     Ended,
     Failed,
     Load,
@@ -68,7 +67,7 @@ class Bench:
                 self.texts[request_id] += event.text
                 self.logprobs[request_id] += event.logprobs
             else:
-                assert not isinstance(event, Embedded)
+                assert isinstance(event, Finished | Failed)
                 self.ends[request_id] = event
         if report.stats:
             self.stats.append(report.stats)
