@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,9 +12,16 @@ from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, ops
 from llmserve.api.inference import inference
+from llmserve.api.openapi import Document, openapi
+from llmserve.api.operation import GENERATION, MODEL, Operation
 from llmserve.api.request_id import RequestIds
+from llmserve.api.schemas.errors import ErrorEnvelope
+from llmserve.api.schemas.models import ModelList, ModelStatus
+from llmserve.api.schemas.native import InferenceRequest, InferenceResponse, StreamDelta
+from llmserve.api.schemas.ops import Status
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
+from llmserve.registry.config import ConfigChange
 
 ROUTES = [
     Route("/inference", inference, methods=["POST"]),
@@ -24,8 +32,36 @@ ROUTES = [
     Route("/health", ops.health),
     Route("/ready", ops.ready),
     Route("/metrics", ops.metrics),
+    Route("/openapi.json", openapi),
     *openai.ROUTES,
 ]
+OPERATIONS = {
+    "/inference": Operation(
+        summary="Complete a text, follow an instruction, or continue a conversation",
+        tag="Inference",
+        body=InferenceRequest,
+        answer=InferenceResponse,
+        events=(StreamDelta, InferenceResponse, ErrorEnvelope),
+        errors=GENERATION,
+    ),
+    "/models": Operation(summary="Every model and its state", tag="Models", answer=ModelList),
+    "/models/reload": Operation(
+        summary="Read models.toml again", tag="Models", answer=ConfigChange, errors=(400,)
+    ),
+    "/models/{name:path}/load": Operation(
+        summary="Load a model now", tag="Models", answer=ModelStatus, errors=MODEL
+    ),
+    "/models/{name:path}/unload": Operation(
+        summary="Free a model's memory", tag="Models", answer=ModelStatus, errors=(*MODEL, 409)
+    ),
+    "/health": Operation(summary="The process lives", tag="Operation", answer=Status),
+    "/ready": Operation(
+        summary="The default model can answer", tag="Operation", answer=Status, errors=(503,)
+    ),
+    "/metrics": Operation(summary="For Prometheus", tag="Operation", answer="text/plain"),
+    "/openapi.json": Operation(summary="This document", tag="Operation", answer=dict[str, Any]),
+    **openai.OPERATIONS,
+}
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
@@ -49,4 +85,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
+    app.state.document = Document(ROUTES, OPERATIONS)
     return RequestIds(app)

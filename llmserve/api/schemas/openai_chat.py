@@ -1,11 +1,11 @@
 """The wire format of POST /v1/chat/completions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
-from llmserve.api.schemas.fields import JsonObject, MaxTokens
-from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused
+from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
+from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused, refused_but
 
 
 class Part(Struct, forbid_unknown_fields=True):
@@ -27,7 +27,7 @@ class Message(Struct, forbid_unknown_fields=True):
     content: str | Annotated[list[Part], Meta(max_length=1024)] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
     refusal: Refused = None
-    tool_calls: Refused = None
+    tool_calls: Annotated[Any, refused_but([])] = None
     tool_call_id: Refused = None
     function_call: Refused = None
     reasoning_content: Refused = None
@@ -42,7 +42,7 @@ class JsonSchema(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     description: str | None = None
     # As it was sent: decoding would lose what Python's types do not hold.
-    schema: JsonObject = field(default_factory=Raw)
+    schema: JsonObjectOrNull = field(default_factory=Raw)
     strict: bool | None = None  # the answer follows the schema either way
 
 
@@ -68,16 +68,16 @@ class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     prompt_cache_options: Inert = None
     parallel_tool_calls: Inert = None
 
-    tools: Refused = None
-    tool_choice: Refused = None
-    functions: Refused = None
-    function_call: Refused = None
-    modalities: Refused = None
+    tools: Annotated[Any, refused_but([])] = None
+    tool_choice: Annotated[Any, refused_but("none")] = None
+    functions: Annotated[Any, refused_but([])] = None
+    function_call: Annotated[Any, refused_but("none")] = None
+    modalities: Annotated[Any, refused_but(["text"])] = None
     audio: Refused = None
     moderation: Refused = None
     prediction: Refused = None
     reasoning_effort: Refused = None
-    verbosity: Refused = None
+    verbosity: Annotated[Any, refused_but("medium")] = None
     web_search_options: Refused = None
 
 
