@@ -40,6 +40,10 @@ OPERATIONS = {
         summary="Complete a text, follow an instruction, or continue a conversation",
         tag="Inference",
         body=InferenceRequest,
+        example={
+            "prompt": "What is a llama?",
+            "parameters": {"temperature": 0.7, "max_tokens": 32},
+        },
         answer=InferenceResponse,
         events=(StreamDelta, InferenceResponse, ErrorEnvelope),
         errors=GENERATION,

@@ -99,11 +99,17 @@ def _path_item(route: Route, operation: Operation, schemas: Mapping[Any, Json]) 
     }
     if route.param_convertors:
         item["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string"},
+                "example": "default",
+            }
             for name in route.param_convertors
         ]
     if operation.body is not None:
-        content = {_JSON: {"schema": schemas[operation.body]}}
+        content = {_JSON: {"schema": schemas[operation.body], "example": operation.example}}
         item["requestBody"] = {"required": True, "content": content}
     return {method.lower(): item}
 

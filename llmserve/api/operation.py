@@ -15,6 +15,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     summary: str
     tag: str
     body: Any = None
+    example: Any = None  # of a body
     answer: Any
     events: tuple[Any, ...] = ()  # of a stream, which is given if the body's `stream` is true
     items: dict[str, tuple[Any, ...]] = {}  # of arrays of the body that are decoded one by one

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.core.failures import FailureGroup
@@ -30,6 +31,12 @@ def service() -> Iterator[FakeService]:
         running.wait_idle()
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as running:
+        yield running
+
+
 @schema.parametrize()
 @settings(
     max_examples=20,
@@ -38,8 +45,10 @@ def service() -> Iterator[FakeService]:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_every_operation(case: schemathesis.Case[Any], service: FakeService) -> None:
-    case.call_and_validate(base_url=service.base_url, excluded_checks=EXCLUDED)
+def test_every_operation(
+    case: schemathesis.Case[Any], service: FakeService, session: requests.Session
+) -> None:
+    case.call_and_validate(base_url=service.base_url, session=session, excluded_checks=EXCLUDED)
 
 
 STREAMS: dict[str, dict[str, Any]] = {
