@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, ops
+from llmserve.api.docs import docs, docs_file
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
 from llmserve.api.operation import GENERATION, MODEL, Operation
@@ -33,6 +34,8 @@ ROUTES = [
     Route("/ready", ops.ready),
     Route("/metrics", ops.metrics),
     Route("/openapi.json", openapi),
+    Route("/docs", docs, include_in_schema=False),
+    Route("/docs/{file}", docs_file, include_in_schema=False),
     *openai.ROUTES,
 ]
 OPERATIONS = {

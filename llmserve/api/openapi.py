@@ -32,7 +32,6 @@ _HEAD = {
         " out; one that is not known is refused by its name.",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
-    "servers": [{"url": "/"}],
 }
 
 

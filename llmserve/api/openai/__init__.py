@@ -63,7 +63,7 @@ OPERATIONS = {
         errors=GENERATION,
     ),
     "/v1/responses": Operation(
-        summary="Continue a conversation, whose items say more",
+        summary="Continue a conversation of items",
         tag="OpenAI",
         body=ResponsesRequest,
         example={"input": "Name three colours.", "max_output_tokens": 32},
