@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,19 +9,13 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from llmserve.api import errors, models, openai, ops
+from llmserve.api import errors, models, openai, operations, ops
 from llmserve.api.docs import docs, docs_file
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.operation import GENERATION, MODEL, Operation
 from llmserve.api.request_id import RequestIds
-from llmserve.api.schemas.errors import ErrorEnvelope
-from llmserve.api.schemas.models import ModelList, ModelStatus
-from llmserve.api.schemas.native import InferenceRequest, InferenceResponse, StreamDelta
-from llmserve.api.schemas.ops import Status
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
-from llmserve.registry.config import ConfigChange
 
 ROUTES = [
     Route("/inference", inference, methods=["POST"]),
@@ -38,37 +31,7 @@ ROUTES = [
     Route("/docs/{file}", docs_file, include_in_schema=False),
     *openai.ROUTES,
 ]
-OPERATIONS = {
-    "/inference": Operation(
-        summary="Complete a text, follow an instruction, or continue a conversation",
-        tag="Inference",
-        body=InferenceRequest,
-        example={
-            "prompt": "What is a llama?",
-            "parameters": {"temperature": 0.7, "max_tokens": 32},
-        },
-        answer=InferenceResponse,
-        events=(StreamDelta, InferenceResponse, ErrorEnvelope),
-        errors=GENERATION,
-    ),
-    "/models": Operation(summary="Every model and its state", tag="Models", answer=ModelList),
-    "/models/reload": Operation(
-        summary="Read models.toml again", tag="Models", answer=ConfigChange, errors=(400,)
-    ),
-    "/models/{name:path}/load": Operation(
-        summary="Load a model now", tag="Models", answer=ModelStatus, errors=MODEL
-    ),
-    "/models/{name:path}/unload": Operation(
-        summary="Free a model's memory", tag="Models", answer=ModelStatus, errors=(*MODEL, 409)
-    ),
-    "/health": Operation(summary="The process lives", tag="Operation", answer=Status),
-    "/ready": Operation(
-        summary="The default model can answer", tag="Operation", answer=Status, errors=(503,)
-    ),
-    "/metrics": Operation(summary="For Prometheus", tag="Operation", answer="text/plain"),
-    "/openapi.json": Operation(summary="This document", tag="Operation", answer=dict[str, Any]),
-    **openai.OPERATIONS,
-}
+OPERATIONS = operations.OPERATIONS | openai.OPERATIONS
 
 
 def create_app(gateway: Gateway) -> ASGIApp:

@@ -96,21 +96,21 @@ def _path_item(route: Route, operation: Operation, schemas: Mapping[Any, Json]) 
         "tags": [operation.tag],
         "responses": _responses(operation, schemas),
     }
-    if route.param_convertors:
-        item["parameters"] = [
-            {
-                "name": name,
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string"},
-                "example": "default",
-            }
-            for name in route.param_convertors
-        ]
+    parameters = [_parameter(name, "path") for name in route.param_convertors]
+    parameters += [_parameter(name, "query") for name in operation.query]
+    if parameters:
+        item["parameters"] = parameters
     if operation.body is not None:
         content = {_JSON: {"schema": schemas[operation.body], "example": operation.example}}
         item["requestBody"] = {"required": True, "content": content}
     return {method.lower(): item}
+
+
+def _parameter(name: str, place: str) -> Json:
+    """All are names of models."""
+    is_path = place == "path"
+    schema = {"type": "string"}
+    return {"name": name, "in": place, "required": is_path, "schema": schema, "example": "default"}
 
 
 def _responses(operation: Operation, schemas: Mapping[Any, Json]) -> Json:

@@ -14,6 +14,7 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     summary: str
     tag: str
+    query: tuple[str, ...] = ()  # names of optional texts
     body: Any = None
     example: Any = None  # of a body
     answer: Any

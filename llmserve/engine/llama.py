@@ -349,7 +349,8 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
     description = ctypes.create_string_buffer(256)
     lib.llama_model_desc(model, description, len(description))
     template = lib.llama_model_chat_template(model, None)
-    bound = _token_bound(model, vocab)
+    tokenizer = _tokenizer_kind(model)
+    bound = _token_bound(tokenizer, vocab)
     return ModelInfo(
         description=description.value.decode(errors="replace"),
         vocab_size=vocab_size,
@@ -359,6 +360,7 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
         chat_template=template.decode(errors="replace") if template else None,
         max_token_bytes=bound.max_token_bytes if bound else None,
         lost_bytes=bound.lost_bytes if bound else b"",
+        tokenizer=tokenizer,
         adds_bos=lib.llama_vocab_get_add_bos(vocab),
         infill=_infill_tokens(vocab),
     )
@@ -373,12 +375,16 @@ def _infill_tokens(vocab: lib.llama_vocab_p) -> InfillTokens | None:
     return None if lib.LLAMA_TOKEN_NULL in astuple(tokens) else tokens
 
 
-def _token_bound(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> TokenBound | None:
-    tokenizer = ctypes.create_string_buffer(64)
-    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", tokenizer, len(tokenizer))
+def _tokenizer_kind(model: lib.llama_model_p) -> str:
+    kind = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", kind, len(kind))
+    return kind.value.decode(errors="replace")
+
+
+def _token_bound(tokenizer: str, vocab: lib.llama_vocab_p) -> TokenBound | None:
     strip = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
     return measure(
-        tokenizer.value.decode(errors="replace"),
+        tokenizer,
         lib.llama_vocab_n_tokens(vocab),
         functools.partial(lib.llama_vocab_get_text, vocab),
         functools.partial(_token_to_piece, vocab, special=True),

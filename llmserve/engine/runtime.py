@@ -37,6 +37,7 @@ class ModelInfo(Struct, frozen=True):
     chat_template: str | None  # jinja source from the GGUF
     max_token_bytes: int | None = None  # of text in one token; None: no bound is known
     lost_bytes: bytes = b""  # bytes of text that may have no token at all
+    tokenizer: str = ""  # its kind, as the GGUF calls it: gpt2, llama, …
     adds_bos: bool = False  # whether the model wants its BOS in front of every text
     infill: InfillTokens | None = None
 

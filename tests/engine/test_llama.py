@@ -89,6 +89,7 @@ def test_what_the_model_says_about_itself(runtime: LlamaRuntime) -> None:
     assert "llama" in info.description
     assert info.vocab_size == 49152
     assert (info.bos_text, info.eos_text) == ("<|im_start|>", "<|im_end|>")
+    assert (info.tokenizer, info.adds_bos) == ("gpt2", False)
     assert tokens_of(runtime, info.eos_text)[0] in info.eog_tokens
     assert info.chat_template is not None
     assert "<|im_start|>" in info.chat_template
