@@ -10,8 +10,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
 from llmserve.api.schemas.openai import Inert, Refused, SamplingRequest, refused_but
+from llmserve.api.schemas.openai_chat import ReasoningEffort
+from llmserve.api.schemas.openai_tools import CallId, ToolName
 
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Parts = Annotated[list["ContentPart"], Meta(max_length=1024)]
 
 
@@ -50,8 +51,8 @@ class MessageItem(Struct, forbid_unknown_fields=True):
 class FunctionCallItem(Struct, forbid_unknown_fields=True):
     """A call that the model made."""
 
-    call_id: Name
-    name: Name
+    call_id: CallId
+    name: ToolName
     arguments: str
     type: Literal["function_call"]
     namespace: Refused = None
@@ -63,7 +64,7 @@ class FunctionCallItem(Struct, forbid_unknown_fields=True):
 class FunctionCallOutputItem(Struct, forbid_unknown_fields=True):
     """What a call came to."""
 
-    call_id: Name
+    call_id: CallId
     output: str | Parts
     type: Literal["function_call_output"]
     namespace: Refused = None
@@ -94,9 +95,6 @@ INPUT_ITEMS = (MessageItem, FunctionCallItem, FunctionCallOutputItem, ReasoningI
 
 
 # -- tools ---------------------------------------------------------------------------------------
-
-
-ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class FunctionTool(Struct, forbid_unknown_fields=True):
@@ -136,7 +134,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
 
 class TextFormat(Struct, forbid_unknown_fields=True, omit_defaults=True):
     type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
+    name: Annotated[str, Meta(max_length=256)] | None = None
     description: str | None = None
     schema: JsonObjectOrNull | UnsetType = UNSET
     strict: bool | None = None  # the answer follows the schema either way
@@ -148,7 +146,7 @@ class TextConfig(Struct, forbid_unknown_fields=True):
 
 
 class Reasoning(Struct, forbid_unknown_fields=True):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     context: Annotated[Any, refused_but("auto")] = None
