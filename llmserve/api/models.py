@@ -1,13 +1,13 @@
 """GET /models, and the commands load, unload and reload."""
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve.api.body import json_response
 from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
 from llmserve.gateway import Gateway
 from llmserve.pool.model import Model, State
-from llmserve.registry.config import ConfigChange, ModelSpec
+from llmserve.registry.config import ModelSpec
 from llmserve.remote.model import RemoteModel
 
 
@@ -18,7 +18,7 @@ async def list_models(request: Request) -> Response:
         memory_budget=gateway.pool.budget_bytes,
         memory_used=gateway.pool.resident_bytes,
     )
-    return _json(body)
+    return json_response(body)
 
 
 async def load_model(request: Request) -> Response:
@@ -27,7 +27,7 @@ async def load_model(request: Request) -> Response:
     spec = gateway.local(request.path_params["name"])
     async with gateway.pool.lease(spec):
         pass
-    return _json(_status(gateway, spec))
+    return json_response(_status(gateway, spec))
 
 
 async def unload_model(request: Request) -> Response:
@@ -35,13 +35,13 @@ async def unload_model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     spec = gateway.local(request.path_params["name"])
     await gateway.pool.unload(spec)
-    return _json(_status(gateway, spec))
+    return json_response(_status(gateway, spec))
 
 
 async def reload_config(request: Request) -> Response:
     """Reads models.toml again; a file with a mistake changes nothing and gets a 400."""
     gateway: Gateway = request.app.state.gateway
-    return _json(await gateway.reload())
+    return json_response(await gateway.reload())
 
 
 def _status(gateway: Gateway, spec: ModelSpec) -> ModelStatus:
@@ -87,7 +87,3 @@ def _local_status(model: Model) -> ModelStatus:
         error=model.error.message if model.error else None,
         fallback=model.spec.fallback,
     )
-
-
-def _json(body: ModelList | ModelStatus | ConfigChange) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

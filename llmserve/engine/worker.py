@@ -14,10 +14,12 @@ from concurrent.futures import Future, wait
 
 from llmserve.core import FinishReason
 from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
+from llmserve.engine.embedder import Embedder
 from llmserve.engine.logprobs import LogprobStream, PromptScores, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
     Command,
+    Embed,
     Ended,
     Failed,
     Load,
@@ -29,6 +31,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.output import Piece, TextStream
+from llmserve.engine.reading import Reader
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
 from llmserve.engine.sampling import Sampler, choose_tokens
 from llmserve.engine.scheduler import Limits, Plan, Work, plan_step
@@ -71,6 +74,7 @@ class Worker:
         self._num_arrivals = 0
         self._told_load = Load()
         self._is_cramped = False  # fewer cells than the books say: nobody enters for now
+        self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -78,13 +82,13 @@ class Worker:
         """Occupy `thread`, the one that loaded the runtime, until `stop`."""
         self._ended = thread.submit(self._run)
 
-    def submit(self, command: Submit) -> None:
+    def submit(self, command: Submit | Embed) -> None:
         self._inbox.put(command)
 
     def cancel(self, request_id: int) -> None:
-        """Forget a request; a step that mostly prefills it is interrupted. Any thread."""
+        """Forget a request; a step that is mostly for it is interrupted. Any thread."""
         self._inbox.put(Cancel(request_id))
-        if self._prefilling == request_id:
+        if request_id in (self._prefilling, self._embedder.computing):
             self._runtime.abort()
 
     def stop(self) -> None:
@@ -97,7 +101,9 @@ class Worker:
         fault: str | None = "the engine failed; see the server's log"
         try:
             while self._drain():
-                self._step()
+                if self._has_sequences:
+                    self._step()
+                self._embedder.step(is_busy=self._has_sequences)
             self._cancel_all()
             fault = None
         except Exception:
@@ -123,14 +129,21 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._running or self._waiting)
+        return not (self._has_sequences or self._embedder.has_work)
 
-    def _handle(self, command: Submit | Cancel) -> None:
+    @property
+    def _has_sequences(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def _handle(self, command: Submit | Embed | Cancel) -> None:
         match command:
             case Submit():
                 self._accept(command)
+            case Embed():
+                self._embedder.add(command)
             case Cancel(request_id):
                 self._forget(request_id)
+                self._embedder.cancel(request_id)
 
     def _accept(self, submit: Submit) -> None:
         try:
@@ -155,11 +168,12 @@ class Worker:
                 vocab_size=info.vocab_size,
                 eog_tokens=info.eog_tokens,
             ),
-            text=TextStream(submit.stop),
+            text=Reader(submit.reading, submit.stop) if submit.reading else TextStream(submit.stop),
             accepted_s=submit.accepted_s,
             logprobs=_logprob_stream(submit),
             prompt_scores=self._prompt_scores(submit),
             matcher=self._compiler.take(submit.id) if submit.constraint else None,
+            reading=submit.reading,
         )
 
     def _prompt_scores(self, submit: Submit) -> PromptScores | None:
@@ -199,7 +213,10 @@ class Worker:
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
         """Report what there is to say, and the load where it has changed."""
-        load = Load(len(self._running), len(self._waiting))
+        load = Load(
+            len(self._running) + self._embedder.num_running,
+            len(self._waiting) + self._embedder.num_waiting,
+        )
         changed = load != self._told_load
         self._told_load = load
         if replies or stats or changed:
@@ -264,26 +281,26 @@ class Worker:
         if sequence.is_full:  # it was for the prompt alone
             self._release(sequence)
             return [(sequence.id, sequence.finished(FinishReason.LENGTH, None, now_s))]
+        guard = None if token == sequence.opening else sequence.guard
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
             if piece.stop is None and sequence.logprobs and sequence.logprobs.lists_end:
                 self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-        elif fault := accept(sequence.matcher, token):
+        elif fault := accept(guard, token):
             self._fail([sequence], _off_grammar(fault))
             return []
         else:
-            piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
+            piece, reason = sequence.text.push(self._bytes_of(token, sequence)), None
             if piece.stop is None and sequence.logprobs is not None:
                 self._note_logprob(sequence, sequence.logprobs, token, row, piece)
             is_complete = sequence.is_complete
             if piece.stop is None and (is_complete or sequence.is_full):
-                rest = sequence.text.flush()
-                piece = Piece(piece.text + rest.text, rest.stop)
+                piece = piece.followed_by(sequence.text.flush())
                 reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
         if piece.stop is not None:
             reason = FinishReason.STOP
-        replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
+        replies: list[Reply] = [(sequence.id, part) for part in sequence.parts(piece)]
         if reason is not None:
             replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
             self._release(sequence)
@@ -293,7 +310,12 @@ class Worker:
         self, sequence: Sequence, logprobs: LogprobStream, token: int, row: Logits, piece: Piece
     ) -> None:
         entry = sampled_logprob(row, token, logprobs.num_top, self._runtime.token_bytes)
-        logprobs.push(entry, len(piece.text) + sequence.text.held_len)
+        logprobs.push(entry, piece.num_chars + sequence.text.held_len)
+
+    def _bytes_of(self, token: int, sequence: Sequence) -> bytes:
+        """Its text, also that of a control token which means something in this answer."""
+        controls = sequence.reading.controls if sequence.reading else {}
+        return controls.get(token) or self._runtime.token_bytes(token)
 
     # -- leaving ----------------------------------------------------------------------------
 
@@ -327,10 +349,11 @@ class Worker:
         replies: list[Reply] = []
         for sequence in [*self._running, *self._waiting]:
             piece = sequence.text.flush()
-            replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
+            replies += [(sequence.id, part) for part in sequence.parts(piece)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
         self._running, self._waiting = [], []  # their cells end with the runtime
+        self._embedder.cancel_all()
         self._tell(replies)
 
     def _fail(self, sequences: list[Sequence], message: str) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import msgspec
 from msgspec import Meta, Struct, field
 
-from llmserve.core import Mode
+from llmserve.core import Mode, Pooling
 from llmserve.errors import ConfigError
 from llmserve.registry.fallback import chain, way_back
 from llmserve.registry.provider import KEYS as PROVIDER_KEYS
@@ -65,6 +65,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 256
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
+    pooling: Pooling | None = None  # for embeddings; None: as the model's file says, if it does
     keep_alive: Duration | None = None  # unload after so long without a request; None: never
     pinned: bool = False  # never unload
     fallback: tuple[str, ...] = ()  # names of models that answer when this one cannot
@@ -203,8 +204,8 @@ def _explain(message: str, where: str, kind: type) -> str:
 def _values(key: str) -> tuple[str, ...]:
     """What an enumerated key can be."""
     key = re.sub(r"\[\d+\]$", "", key).rpartition(".")[2]
-    if key == "default_mode":
-        return tuple(Mode)
+    if key in ("default_mode", "pooling"):
+        return tuple(Mode if key == "default_mode" else Pooling)
     return get_args(Extra if key == "extra_parameters" else get_type_hints(Provider)[key])
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llmserve.api.schemas.fields import (
     JsonObject,
@@ -87,6 +87,7 @@ class Details(Struct):
     generated_tokens: int
     seed: int | None  # null: a provider drew it
     timings: Timings
+    reasoning: str | UnsetType = UNSET  # what a model that thinks has thought
 
 
 class InferenceResponse(Struct, omit_defaults=True):
@@ -96,3 +97,7 @@ class InferenceResponse(Struct, omit_defaults=True):
 
 class StreamDelta(Struct):
     delta: str
+
+
+class StreamReasoning(Struct):
+    reasoning: str
