@@ -172,14 +172,23 @@ class Gateway:
                 yield event
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work."""
+        """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
+
+        Nobody stands in for a model: vectors of two models cannot be compared.
+        """
         with RequestMeter(self.metrics) as meter:
             spec = self.resolve(request.model)
             meter.model = spec.name
-            async with self._counted(), self.pool.lease(spec) as engine:
-                embeddings = await engine.embed(request)
+            async with self._counted():
+                embeddings = await self._embed(spec, request)
             meter.see_embeddings(embeddings)
             return embeddings
+
+    async def _embed(self, spec: ModelSpec, request: EmbeddingRequest) -> Embeddings:
+        if spec.remote:
+            return await self.remotes.model(spec).embed(request)
+        async with self.pool.lease(spec) as engine:
+            return await engine.embed(request)
 
     @asynccontextmanager
     async def engine(self, model: str | None) -> AsyncIterator[Engine]:

@@ -20,6 +20,7 @@ from llmserve.api.errors import Describe, describe, encode_error
 from llmserve.api.merge import IndexedStream
 from llmserve.core import (
     Delta,
+    Embeddings,
     Event,
     Finished,
     Part,
@@ -69,7 +70,7 @@ class Answer(Response):
 
     async def _work(self, send: Send) -> None:
         async def send_with_model(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and self._models:
                 header = (b"x-llmserve-model", ", ".join(self._models).encode())
                 message["headers"] = [*message["headers"], header]
             await send(message)
@@ -78,11 +79,11 @@ class Answer(Response):
             await self._send(send_with_model)
 
     async def _watch(self, events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        """`events`, which are those of a generation, with or without its index."""
+        """`events`: embeddings, or those of a generation, with or without its index."""
         async with contextlib.aclosing(events):
             async for item in events:
                 event = item[1] if isinstance(item, tuple) else item
-                if isinstance(event, Started):
+                if isinstance(event, Started | Embeddings):
                     self._models[event.model] = None
                 yield item
 

@@ -123,7 +123,7 @@ class OpenAnswer:
         answer: Self | None = None
         try:
             response = await link.post(url + call.path, call.body)
-            await _check_head(response, asked)
+            await _check_head(response, asked, "text/event-stream")
             answer = cls(response, link, decoder, asked)
             await answer._fill()
         except BaseException as error:
@@ -201,9 +201,7 @@ class OpenAnswer:
                 return
             self._num_bytes += len(chunk)
             if self._num_bytes > self._link.bounds.answer_bytes:
-                raise BrokenAnswerError(
-                    f"sent more than {self._link.bounds.answer_bytes} bytes for one answer"
-                )
+                raise _too_much(self._link)
             self._parts.extend(self._decode(chunk))
 
     def _decode(self, chunk: bytes) -> Iterator[Part]:
@@ -215,25 +213,48 @@ class OpenAnswer:
                 return
 
 
-async def _check_head(response: httpx2.Response, asked: Asked) -> None:
-    """Raises `AttemptError` unless a stream of events follows."""
+async def fetch(link: Link, url: str, call: Call, asked: Asked) -> bytes:
+    """A whole answer in JSON. Raises `AttemptError`. The caller has a deadline."""
+    response: httpx2.Response | None = None
+    try:
+        response = await link.post(url + call.path, call.body)
+        await _check_head(response, asked, "application/json")
+        body = await _read_bounded(response, link.bounds.answer_bytes + 1)
+        if len(body) > link.bounds.answer_bytes:
+            raise _too_much(link)
+    except BaseException as error:
+        if (told := _explain(error, asked, is_connected=response is not None)) is None:
+            raise
+        raise told from error
+    finally:
+        if response is not None:
+            await response.aclose()
+    return body
+
+
+def _too_much(link: Link) -> BrokenAnswerError:
+    return BrokenAnswerError(f"sent more than {link.bounds.answer_bytes} bytes for one answer")
+
+
+async def _check_head(response: httpx2.Response, asked: Asked, wanted: str) -> None:
+    """Raises `AttemptError` unless an answer of that type follows."""
     if response.status_code != 200:
         body = await _read_bounded(response, MAX_ERROR_BYTES)
         raise from_status(asked, response.status_code, response.headers, body)
     kind = response.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
-    if kind != "text/event-stream":
-        raise BrokenAnswerError(f"answered with {kind[:80]} instead of text/event-stream")
+    if kind != wanted:
+        raise BrokenAnswerError(f"answered with {kind[:80]} instead of {wanted}")
     if response.headers.get("content-encoding", "identity") != "identity":
         raise BrokenAnswerError("compressed its answer, which it was not asked to")
 
 
 async def _read_bounded(response: httpx2.Response, max_bytes: int) -> bytes:
-    body = b""
+    body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) >= max_bytes:
             break
-    return body[:max_bytes]
+    return bytes(body[:max_bytes])
 
 
 def _explain(error: BaseException, asked: Asked, *, is_connected: bool) -> AttemptError | None:

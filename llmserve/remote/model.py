@@ -11,9 +11,12 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 from llmserve.chat.mode import resolve_mode
 from llmserve.core import (
+    EmbeddingRequest,
+    Embeddings,
     EventStream,
     Finished,
     FinishReason,
@@ -22,6 +25,7 @@ from llmserve.core import (
     Started,
     Timings,
     Usage,
+    Vectors,
 )
 from llmserve.errors import (
     ProviderAuthError,
@@ -31,15 +35,16 @@ from llmserve.errors import (
 )
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.provider import Provider
-from llmserve.remote import retry
+from llmserve.remote import embeddings, retry
 from llmserve.remote.addresses import Address, Addresses
 from llmserve.remote.anthropic import AnthropicProtocol
 from llmserve.remote.breaker import BreakerState
-from llmserve.remote.client import Link, OpenAnswer
-from llmserve.remote.failure import Asked, AttemptError
+from llmserve.remote.client import Link, OpenAnswer, fetch
+from llmserve.remote.failure import Asked, AttemptError, BrokenAnswerError, broken
 from llmserve.remote.openai import OpenAIProtocol
-from llmserve.remote.protocol import Call, ProviderProtocol
+from llmserve.remote.protocol import Call, ProviderProtocol, not_honoured
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _USABLE_KEY = re.compile(r"[\x21-\x7e]+")
@@ -107,6 +112,30 @@ class RemoteModel:
                 timings = clock.timings(ending.usage.generated_tokens)
                 yield Finished(ending.reason, ending.stop_sequence, ending.usage, timings)
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """A vector for each input. Raises `LlmserveError`."""
+        if self.provider.protocol != "openai":
+            raise not_honoured(
+                "model",
+                f"the {self.provider.protocol} protocol: it has no embeddings",
+                "name another",
+            )
+        call = embeddings.encode(request, self.remote_model)
+        self._check_key()
+
+        async def attempt(link: Link, address: Address) -> tuple[Vectors, int]:
+            asked = self.asked(address)
+            body = await fetch(link, address.url, call, asked)
+            try:
+                return await asyncio.to_thread(embeddings.decode, body, request)
+            except BrokenAnswerError as error:
+                raise broken(asked, error) from error
+
+        async with self._counted(), AsyncExitStack() as held, self._deadline() as deadline:
+            await self._take_slot(held)
+            _, (vectors, num_tokens) = await self._try(attempt, deadline)
+        return Embeddings(self.spec.name, vectors, num_tokens)
+
     async def link(self) -> Link:
         """The connection; made when it is first wanted."""
         if self._link is None:
@@ -140,7 +169,7 @@ class RemoteModel:
     def _headers(self) -> dict[str, str]:
         return {
             "user-agent": "llmserve",
-            "accept": "text/event-stream",
+            "accept": "text/event-stream, application/json",
             "accept-encoding": "identity",  # a stream of small events; and no bombs
             "content-type": "application/json",
             **self._protocol.headers(self._key),
@@ -215,16 +244,28 @@ class RemoteModel:
         held: AsyncExitStack,
     ) -> OpenAnswer:
         """The first answer that begins; `held` closes it. Raises `LlmserveError`."""
+
+        async def begin(link: Link, address: Address) -> OpenAnswer:
+            decoder = self._protocol.decoder(request, mode)
+            return await OpenAnswer.begin(link, address.url, call, decoder, self.asked(address))
+
+        address, answer = await self._try(begin, deadline)
+        held.enter_context(self.addresses.busy(address))
+        held.push_async_callback(self._end, answer)
+        self._answers.add(answer)
+        return answer
+
+    async def _try(
+        self, attempt: Callable[[Link, Address], Awaitable[T]], deadline: asyncio.Timeout
+    ) -> tuple[Address, T]:
+        """The first attempt that succeeds, and where. Raises `LlmserveError`."""
         link = await self.link()
         failed: list[Address] = []
         last: AttemptError | None = None
         while address := self.addresses.choose(failed):
             try:
-                decoder = self._protocol.decoder(request, mode)
                 with self.addresses.attempt(address, deadline):
-                    answer = await OpenAnswer.begin(
-                        link, address.url, call, decoder, self.asked(address)
-                    )
+                    return address, await attempt(link, address)
             except AttemptError as error:
                 last = error
                 failed.append(address)
@@ -233,11 +274,6 @@ class RemoteModel:
                     break
                 log.info("%s; trying again in %.1f s", error.error.message, wait_s)
                 await asyncio.sleep(wait_s)
-            else:
-                held.enter_context(self.addresses.busy(address))
-                held.push_async_callback(self._end, answer)
-                self._answers.add(answer)
-                return answer
         raise last.error if last else self.addresses.spared()
 
     async def _end(self, answer: OpenAnswer) -> None:

@@ -238,10 +238,15 @@ class _CachedTokens(Struct):
     cached_tokens: int | None = None
 
 
+class _ThoughtTokens(Struct):
+    reasoning_tokens: int | None = None
+
+
 class _Usage(Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _CachedTokens | None = None
+    completion_tokens_details: _ThoughtTokens | None = None
 
 
 class _Chunk(Struct):
@@ -337,10 +342,15 @@ class OpenAIDecoder:
         if self._reason is None:
             raise BrokenAnswerError("cut its answer off")
         usage = self._usage
-        details = usage.prompt_tokens_details
-        cached = (details.cached_tokens if details else None) or 0
+        prompt = usage.prompt_tokens_details or _CachedTokens()
+        generated = usage.completion_tokens_details or _ThoughtTokens()
         return Ending(
             self._reason,
             self._stop_sequence,
-            Usage(usage.prompt_tokens or 0, cached, usage.completion_tokens or 0),
+            Usage(
+                prompt_tokens=usage.prompt_tokens or 0,
+                cached_tokens=prompt.cached_tokens or 0,
+                generated_tokens=usage.completion_tokens or 0,
+                reasoning_tokens=generated.reasoning_tokens or 0,
+            ),
         )

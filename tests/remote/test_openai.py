@@ -222,6 +222,7 @@ def test_text_thoughts_usage_and_the_end() -> None:
         "prompt_tokens": 7,
         "completion_tokens": 3,
         "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 2},
     }
     parts, decoder = decode(
         chunk(role="assistant", content=""),
@@ -235,7 +236,7 @@ def test_text_thoughts_usage_and_the_end() -> None:
     )
     assert parts == [ReasoningDelta("hm"), ReasoningDelta("m"), Delta("Hel"), Delta("lo")]
     assert decoder.is_done
-    assert decoder.end() == (FinishReason.LENGTH, None, Usage(7, 4, 3))
+    assert decoder.end() == (FinishReason.LENGTH, None, Usage(7, 4, 3, 2))
 
 
 def test_completions_and_a_stop_string() -> None:
