@@ -21,6 +21,8 @@ from llmserve.registry.config import Config, ModelSpec
 from llmserve.registry.sizes import human
 from llmserve.registry.sources import check_files, locate_all
 
+log = logging.getLogger(__name__)
+
 
 class _Commands(click.Group):
     """Our errors end a command with their message and status 1, not with a traceback."""
@@ -80,8 +82,17 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     config = load(config_path)
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
+    _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
     run_server(build_gateway(msgspec.structs.replace(config, server=server), os.environ))
+
+
+def _warn_of_missing_keys(config: Config) -> None:
+    """Of providers. No refusal: the models that run here do not need them."""
+    for spec in config.models:
+        variable = spec.remote.api_key_env if spec.remote else None
+        if variable and not os.environ.get(variable):
+            log.warning("model %s: the environment variable %s is not set", spec.name, variable)
 
 
 @cli.command()

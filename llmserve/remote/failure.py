@@ -75,6 +75,7 @@ class Asked(Struct, frozen=True):
 
     model: str  # our name
     host: str
+    path: str
     api_key_env: str | None
     key: str | None
 
@@ -115,7 +116,8 @@ def _error_of(
         fix = f"check the environment variable {variable}" if variable else "set api_key_env"
         return ProviderAuthError(asked.text(f"refuses the key ({status}){said}") + f"; {fix}")
     if status in _MODEL or code == "model_not_found":
-        return ProviderModelError(asked.text(f"does not have what was asked for ({status}){said}"))
+        what = f"has no such model, or no {asked.path} at all ({status})"
+        return ProviderModelError(asked.text(f"{what}{said}"))
     if status == _TOO_LARGE or code == "context_length_exceeded":
         return TooLargeError(asked.text(f"says that the request is too large{said}"), param=param)
     if status in _REFUSED:

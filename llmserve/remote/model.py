@@ -75,6 +75,7 @@ class RemoteModel:
         self._protocol = _make_protocol(self.provider, self.remote_model)
         self._connect = connect
         self._link: Link | None = None
+        self._linking = asyncio.Lock()
         self._slots = asyncio.Semaphore(spec.max_concurrency) if spec.max_concurrency else None
         self._opening: set[asyncio.Timeout] = set()
         self._answers: set[OpenAnswer] = set()
@@ -124,7 +125,7 @@ class RemoteModel:
         self._check_key()
 
         async def attempt(link: Link, address: Address) -> tuple[Vectors, int]:
-            asked = self.asked(address)
+            asked = self.asked(address, call.path)
             body = await fetch(link, address.url, call, asked)
             try:
                 return await asyncio.to_thread(embeddings.decode, body, request)
@@ -138,13 +139,15 @@ class RemoteModel:
 
     async def link(self) -> Link:
         """The connection; made when it is first wanted."""
-        if self._link is None:
-            self._check_key()
-            self._link = await self._connect(self.provider, self._headers())
-        return self._link
+        async with self._linking:
+            if self._link is None:
+                self._check_key()
+                self._link = await self._connect(self.provider, self._headers())
+            return self._link
 
-    def asked(self, address: Address) -> Asked:
-        return Asked(self.spec.name, address.host, self.provider.api_key_env, self._key)
+    def asked(self, address: Address, path: str) -> Asked:
+        variable = self.provider.api_key_env
+        return Asked(self.spec.name, address.host, path, variable, self._key)
 
     async def retire(self) -> None:
         """No longer in the config: requests under way finish first."""
@@ -247,7 +250,9 @@ class RemoteModel:
 
         async def begin(link: Link, address: Address) -> OpenAnswer:
             decoder = self._protocol.decoder(request, mode)
-            return await OpenAnswer.begin(link, address.url, call, decoder, self.asked(address))
+            return await OpenAnswer.begin(
+                link, address.url, call, decoder, self.asked(address, call.path)
+            )
 
         address, answer = await self._try(begin, deadline)
         held.enter_context(self.addresses.busy(address))

@@ -100,7 +100,7 @@ async def _ssl_context(parts: SplitResult) -> ssl.SSLContext | None:
 async def _look_up(model: RemoteModel, url: str) -> Step:
     """Key and model, as far as the provider's list of models tells."""
     (address,) = model.addresses.all
-    asked = model.asked(address)
+    asked = model.asked(address, "/models")
     link = await model.link()
     try:
         async with asyncio.timeout(STEP_S):

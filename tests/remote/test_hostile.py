@@ -4,7 +4,9 @@ After every test: no task, connection, slot or address is still held.
 """
 
 import asyncio
+import contextlib
 import email.utils
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -143,7 +145,8 @@ OUTCOMES: list[tuple[str, h.Script, int, str, str, int]] = [
     ("no more 5xx", h.error(500, "oh", x_should_retry="false"), 502, "provider_error", "500", 1),
     ("400", h.error(400, "bad seed"), 400, "invalid_request", "refuses the request (400): bad", 1),
     ("422", h.answers(422, {"detail": "bad"}), 400, "invalid_request", "(422): bad", 1),
-    ("404", h.answers(404, JSON_ERROR), 502, "provider_model", "(404): no such thing", 1),
+    ("404", h.answers(404, JSON_ERROR), 502, "provider_model",
+     "no such model, or no /chat/completions at all (404): no such thing", 1),
     ("413", h.error(413, "huge"), 413, "too_large", "too large: huge", 1),
     ("402", h.error(402, "pay"), 429, "provider_limit", "limits (402): pay", 1),
     ("401", h.error(401, "who?"), 502, "provider_auth", "(401): who?; set api_key_env", 1),
@@ -223,6 +226,23 @@ def test_nobody_listens(service: FakeService, upstream: h.Hostile) -> None:
         assert "127.0.0.1:1 cannot be reached: Connection refused" in error["message"]
         asked = other.metric("llmserve_remote_attempts_total", outcome="provider_unreachable")
         assert asked == 3
+
+
+def test_a_connection_that_is_not_taken() -> None:
+    """With a full queue Linux answers no one, as a firewall does."""
+    with socket.socket() as deaf, contextlib.ExitStack() as waiting:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        port = deaf.getsockname()[1]
+        for _ in range(4):
+            other = waiting.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(("127.0.0.1", port))
+        bounds = Bounds(connect_s=0.2)
+        with remote_service(provider(f"http://127.0.0.1:{port}/v1"), bounds=bounds) as service:
+            error = error_of(service.post(ASK))
+    assert error["code"] == "provider_unreachable"
+    assert "cannot be reached: no connection in time" in error["message"]
 
 
 def test_a_name_that_nobody_knows() -> None:

@@ -3,6 +3,7 @@
 import logging
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,21 @@ def test_an_authority_of_ones_own_is_trusted_once_it_is_named(
     with h.hostile(certificate) as upstream, remote_service(provider(upstream.url)) as service:
         upstream.play(h.good)
         assert service.post(ASK).json() == {"generated_text": "Hello"}
+
+
+@pytest.mark.usefixtures("trusted")
+def test_first_requests_at_the_same_time_share_one_client(certificate: ssl.SSLContext) -> None:
+    with (
+        h.hostile(certificate) as upstream,
+        remote_service(provider(upstream.url)) as service,
+        ThreadPoolExecutor() as pool,
+    ):
+        upstream.play(h.good)
+        answers = list(pool.map(service.post, [ASK] * 8))
+        assert {answer.status_code for answer in answers} == {200}
+        model = service.gateway.remotes.model(service.config.names["cloud"])
+        kept = service.run(model.link())._client._transport._pool.connections  # type: ignore[attr-defined]
+        assert len(kept) == upstream.num_open
 
 
 @pytest.mark.usefixtures("trusted")
@@ -266,6 +282,19 @@ def test_check_of_names_connections_and_certificates(
     with h.hostile() as upstream:
         code, output = check(tmp_path, upstream.url.replace("http:", "https:"))
         assert (code, "no TLS with" in output) == (1, True), output
+
+
+def test_run_of_a_remote_model(tmp_path: Path) -> None:
+    with h.hostile() as upstream:
+        upstream.play(h.good)
+        path = tmp_path / "models.toml"
+        path.write_text(CONFIG.format(url=upstream.url, model="big", env=KEY_ENV))
+        arguments = ["run", "cloud", "hi", "--config", str(path)]
+        result = CliRunner().invoke(cli, arguments, env={KEY_ENV: KEY})
+        assert (result.exit_code, result.output) == (0, "Hello\n")
+        models = CliRunner().invoke(cli, ["models", "--config", str(path)])
+        assert f"remote {upstream.url}" in models.output
+        wait_until(lambda: upstream.num_open == 0, "the connection to be closed at the end")
 
 
 @pytest.mark.usefixtures("trusted")
