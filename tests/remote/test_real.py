@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import msgspec
 import pytest
 
 from llmserve.registry.config import load_config
@@ -179,6 +180,60 @@ def test_a_completion_with_log_probabilities(upstream: Upstream) -> None:
     assert len(choice["logprobs"]["token_logprobs"]) == 6
     streamed = chunks(upstream.service.post({**body, "stream": True}, COMPLETIONS))
     assert "".join(each["choices"][0]["text"] for each in streamed) == direct["text"]
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("upstream", ["llmserve"], indirect=True)
+def test_tools(upstream: Upstream) -> None:
+    wanted: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Weather in Rome?"}],
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_tokens": 40,
+    }
+    (theirs,) = upstream.direct("chat/completions", wanted)["choices"]
+    assert theirs["finish_reason"] == "tool_calls"
+    (direct,) = theirs["message"]["tool_calls"]
+    body = {"model": "cloud", "temperature": 0, "stream": True, **wanted}
+    choices = [chunk["choices"][0] for chunk in chunks(upstream.service.post(body, CHAT))]
+    pieces = [piece for each in choices for piece in each["delta"].get("tool_calls") or ()]
+    assert pieces[0]["id"]
+    assert pieces[0]["function"]["name"] == "weather"
+    arguments = "".join(piece["function"].get("arguments") or "" for piece in pieces)
+    assert arguments == direct["function"]["arguments"]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+    turn = [
+        *wanted["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [direct]},
+        {"role": "tool", "tool_call_id": direct["id"], "content": "Rain."},
+    ]
+    again = {"model": "cloud", "messages": turn, "max_tokens": 4}
+    assert ok(upstream.service.post(again, CHAT))["choices"][0]["message"]["content"]
+
+
+def test_responses(upstream: Upstream) -> None:
+    wanted = {"messages": QUESTION, "max_tokens": 16}
+    text = upstream.direct("chat/completions", wanted)["choices"][0]["message"]["content"]
+    body = {"model": "cloud", "temperature": 0, "input": QUESTION, "max_output_tokens": 16}
+    answer = ok(upstream.service.post(body, "/v1/responses"))
+    assert answer["output"][-1]["content"][0]["text"] == text
+    response = upstream.service.post({**body, "stream": True}, "/v1/responses")
+    assert response.headers["x-llmserve-model"] == "cloud"
+    assert msgspec.json.encode(text).decode() in response.text
 
 
 def test_several_choices_and_prompts_of_tokens(upstream: Upstream) -> None:
