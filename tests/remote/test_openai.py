@@ -23,7 +23,8 @@ from llmserve.core import (
 )
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.failure import BrokenAnswerError, ErrorInStreamError
-from llmserve.remote.openai import OpenAIDecoder, OpenAIProtocol
+from llmserve.remote.openai import OpenAIProtocol
+from llmserve.remote.openai_answer import OpenAIDecoder
 from llmserve.remote.protocol import DEFAULT_MAX_TOKENS
 from llmserve.remote.sse import SseEvent
 from tests.remote.serving import provider
