@@ -103,6 +103,9 @@ class Gateway:
 
     def start(self) -> None:
         """Load the default model in the background, unless the config says not to."""
+        for spec in self.config.models:
+            if spec.remote:
+                self.remotes.model(spec)  # imports what it needs, before anybody waits for it
         if self.config.server.preload and not self.config.default.remote:
             self.pool.preload(self.config.default)
 

@@ -30,7 +30,7 @@ from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
-from llmserve.remote.client import Bounds
+from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 

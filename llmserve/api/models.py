@@ -1,5 +1,7 @@
 """GET /models, and the commands load, unload and reload."""
 
+from typing import TYPE_CHECKING
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -8,7 +10,9 @@ from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
 from llmserve.gateway import Gateway
 from llmserve.pool.model import Model, State
 from llmserve.registry.config import ModelSpec
-from llmserve.remote.model import RemoteModel
+
+if TYPE_CHECKING:
+    from llmserve.remote.model import RemoteModel
 
 
 async def list_models(request: Request) -> Response:
@@ -50,7 +54,7 @@ def _status(gateway: Gateway, spec: ModelSpec) -> ModelStatus:
     return _local_status(gateway.pool.look(spec))
 
 
-def _remote_status(model: RemoteModel) -> ModelStatus:
+def _remote_status(model: "RemoteModel") -> ModelStatus:
     addresses = [
         AddressStatus(address.url, address.state, address.num_active, address.error)
         for address in model.addresses.all

@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Self
 
 import httpx2
-from msgspec import Struct
 
 from llmserve.core import Part
 from llmserve.errors import InvalidRequestError, ProviderTimeoutError
+from llmserve.remote.bounds import Bounds
 from llmserve.remote.failure import (
     Asked,
     AttemptError,
@@ -40,15 +40,6 @@ KEEP_ALIVE_S = 60.0  # an idle connection: another one costs a TLS handshake
 for _name in ("hpack", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.INFO)
 mend()
-
-
-class Bounds(Struct, frozen=True):
-    """What no answer may exceed; tests have smaller ones."""
-
-    connect_s: float = 5.0
-    answer_s: float = 3600.0
-    answer_bytes: int = 512 << 20  # an event of a token is 0.2 to 3 kB on the wire
-    event_bytes: int = 1 << 20
 
 
 class Link:
@@ -136,7 +127,7 @@ class OpenAnswer:
             raise told from error
         return answer
 
-    async def parts(self) -> AsyncIterator[Part]:
+    async def parts(self) -> AsyncGenerator[Part, None]:
         """All parts. Raises `LlmserveError`; `cancel` ends them early."""
         try:
             while self._parts and not self._is_cancelled:

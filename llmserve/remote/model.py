@@ -5,6 +5,7 @@ attempts and the pauses between them. Afterwards nothing is tried again.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
@@ -104,8 +105,9 @@ class RemoteModel:
                 answer = await self._open(request, mode, call, deadline, held)
             clock.first_s = time.monotonic()
             yield Started(self.spec.name, None, request.seed)
-            async for part in answer.parts():
-                yield part
+            async with contextlib.aclosing(answer.parts()) as parts:
+                async for part in parts:
+                    yield part
             ending = answer.ending()
             if ending is None:
                 yield Finished(FinishReason.CANCELLED, None, _NO_USAGE, clock.timings(0))

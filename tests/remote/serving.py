@@ -6,7 +6,7 @@ from typing import Any
 
 from llmserve.registry.provider import Provider, Retry
 from llmserve.registry.units import Duration
-from llmserve.remote.client import Bounds
+from llmserve.remote.bounds import Bounds
 from tests.serving import FakeService, fake_service
 
 KEY = "sk-test-4f9d2c71"  # what must never be seen anywhere

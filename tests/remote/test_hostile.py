@@ -16,8 +16,8 @@ import pytest
 
 from llmserve.registry.provider import Retry
 from llmserve.registry.units import Duration
+from llmserve.remote.bounds import Bounds
 from llmserve.remote.breaker import NUM_FAILURES
-from llmserve.remote.client import Bounds
 from tests.remote import hostile as h
 from tests.remote.serving import provider, remote_service
 from tests.serving import FakeService, metric, sse_events, wait_until

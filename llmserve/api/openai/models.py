@@ -7,7 +7,6 @@ from llmserve.api.body import json_response
 from llmserve.api.schemas.openai import ModelCard, ModelCards
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
-from llmserve.remote.model import RemoteModel
 
 
 async def list_models(request: Request) -> Response:
@@ -28,8 +27,8 @@ async def get_model(request: Request) -> Response:
 
 
 def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
-    model = gateway.remotes.model(spec) if spec.remote else gateway.pool.look(spec)
-    placement = None if isinstance(model, RemoteModel) else model.placement
+    model = gateway.pool.look(spec)  # of a remote one it knows nothing
+    placement = model.placement
     return ModelCard(
         id=name,
         object="model",
@@ -37,5 +36,5 @@ def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
         owned_by="llmserve",
         root=spec.name,
         context_length=placement.context_length if placement else spec.context_length,
-        state=model.state,
+        state=gateway.remotes.model(spec).state if spec.remote else model.state,
     )
