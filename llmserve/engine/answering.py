@@ -42,11 +42,15 @@ class Answering:
             thinking=style.thinking,
             with_calls=use is not None,
             starts_in_thought=in_thought,
-            value_types=value_types(use.tools) if use else {},
+            value_types=value_types(use.tools) if use and self._writes_parameters else {},
             controls={token: marker.encode() for marker, token in self._controls.items()},
             opening=None if in_thought else self._opening(conversation),
         )
         return AnswerPlan(reading, self._constraint(use, request) if use else request.constraint)
+
+    @property
+    def _writes_parameters(self) -> bool:
+        return self._style.format.writing.arguments == "parameters"
 
     def _constraint(self, use: ToolUse, request: Request) -> Constraint:
         grammar = call_grammar(
