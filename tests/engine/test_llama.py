@@ -33,7 +33,7 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine import llama, prompt
+from llmserve.engine import llama, llama_call, prompt
 from llmserve.engine.constraint import SCHEMA_OPTIONS
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
@@ -145,11 +145,11 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_what_llama_cpp_complains_about_does_not_pile_up() -> None:
-    llama._last_errors.clear()
+    llama_call.last_errors.clear()
     for index in range(100):
-        llama._log_callback(4, b"error %d\n" % index, None)
-    assert llama._reason() == "error 0; error 1; error 2"
-    assert len(llama._last_errors) < 10
+        llama_call.log_callback(4, b"error %d\n" % index, None)
+    assert llama_call.failure_reason() == "error 0; error 1; error 2"
+    assert len(llama_call.last_errors) < 10
 
 
 def test_a_warm_up_that_fails_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,14 +493,14 @@ def test_an_abort_hides_nothing_that_others_say(
     runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another thread's lines, those before the abort, and those after the decode."""
-    with llama._own_abort(runtime._abort_flag) as lines:
-        llama._log_callback(4, b"before\n", None)
+    with llama_call.own_abort(runtime._abort_flag) as lines:
+        llama_call.log_callback(4, b"before\n", None)
         runtime.abort()
-        llama._log_callback(4, b"own\n", None)
-        other = threading.Thread(target=llama._log_callback, args=(4, b"other\n", None))
+        llama_call.log_callback(4, b"own\n", None)
+        other = threading.Thread(target=llama_call.log_callback, args=(4, b"other\n", None))
         other.start()
         other.join()
-    llama._log_callback(4, b"after\n", None)
+    llama_call.log_callback(4, b"after\n", None)
     assert lines == [(4, "own")]
     assert [record.message for record in caplog.records] == ["before", "other", "after"]
 
@@ -508,7 +508,7 @@ def test_an_abort_hides_nothing_that_others_say(
 def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     """What llama.cpp sees: a C function of the flag's address to a bool."""
     ask = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(
-        ctypes.cast(llama._libc_strlen(), ctypes.c_void_p).value or 0
+        ctypes.cast(llama_call.libc_strlen(), ctypes.c_void_p).value or 0
     )
     address = ctypes.addressof(runtime._abort_flag)
     assert ask(address) is False
