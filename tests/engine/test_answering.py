@@ -349,6 +349,15 @@ def test_without_tools_a_model_that_does_not_think_is_read_as_text() -> None:
     assert end(events).usage.reasoning_tokens == 0
 
 
+def test_markers_of_calls_stay_invisible_without_tools() -> None:
+    """As all control tokens are, though those of the thought mean something."""
+    source = templates.SMALL32 + "[THINK][/THINK]"
+    runtime = scripted(
+        "[THINK]Hm[/THINK]a[TOOL_CALLS]b", source, ["[THINK]", "[/THINK]", "[TOOL_CALLS]"]
+    )
+    assert read(ask(runtime, chat(None))) == Understood("ab", "Hm", [])
+
+
 def test_completions_are_text() -> None:
     request = Request(prompt="x", mode=Mode.COMPLETION, sampling=GREEDY, max_tokens=100)
     events = ask(scripted("<think>x</think>", templates.QWEN3), request)
