@@ -24,7 +24,9 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
+from llmserve.engine.answering import Answering
 from llmserve.engine.engine import Engine
+from llmserve.engine.prompt import load_style
 from llmserve.errors import InvalidRequestError
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 from tests.chat import templates
@@ -428,3 +430,18 @@ def test_effort(effort: str) -> None:
     else:
         with pytest.raises(InvalidRequestError, match="does not think"):
             say("x", templates.HERMES2, None, reasoning_effort=effort)
+
+
+def test_only_what_can_be_more_than_text_is_read_as_such() -> None:
+    """Anything else costs nothing: it has no reader at all."""
+
+    def is_read(source: str, use: ToolUse | None) -> bool:
+        runtime = scripted("", source)
+        style = load_style(runtime.info)
+        assert style is not None
+        return Answering(style, runtime).plan(chat(use), "prompt").reading is not None
+
+    none = ToolUse((NOW,), choice="none")
+    assert [is_read(templates.HERMES2, use) for use in (None, none, AUTO)] == [False, False, True]
+    assert [is_read(templates.QWEN3, use) for use in (None, none, AUTO)] == [True, True, True]
+    assert not is_read(templates.CHATML, ToolUse(()))
