@@ -5,6 +5,7 @@ from llmserve.api.schemas.errors import ErrorEnvelope
 from llmserve.api.schemas.openai import Body, ModelCard, ModelCards
 from llmserve.api.schemas.openai_chat import ChatChoice, ChatRequest, ChunkChoice
 from llmserve.api.schemas.openai_completions import CompletionChoice, CompletionRequest
+from llmserve.api.schemas.openai_embeddings import EmbeddingList, EmbeddingsRequest
 from llmserve.api.schemas.response_items import AnyStreamEvent, ResponseBody
 from llmserve.api.schemas.responses import INPUT_ITEMS, FunctionTool, ResponsesRequest
 from llmserve.api.schemas.tokens import (
@@ -43,6 +44,14 @@ OPERATIONS = {
         example={"prompt": "The capital of France is", "max_tokens": 8},
         answer=Body[CompletionChoice],
         events=(Body[CompletionChoice], ErrorEnvelope, "[DONE]"),
+        errors=GENERATION,
+    ),
+    "/v1/embeddings": Operation(
+        summary="Texts as vectors",
+        tag="OpenAI",
+        body=EmbeddingsRequest,
+        example={"input": ["Name three colours.", "Red, green, blue."]},
+        answer=EmbeddingList,
         errors=GENERATION,
     ),
     "/v1/responses": Operation(
