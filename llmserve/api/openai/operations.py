@@ -64,6 +64,14 @@ OPERATIONS = {
         events=(AnyStreamEvent,),
         errors=GENERATION,
     ),
+    "/v1/embeddings": Operation(
+        summary="A vector for each text",
+        tag="OpenAI",
+        body=EmbeddingsRequest,
+        example={"input": ["Rivers shape land.", "Bread is old."]},
+        answer=EmbeddingList,
+        errors=GENERATION,
+    ),
     "/tokenize": Operation(
         summary="The tokens of a text",
         tag="Text",
