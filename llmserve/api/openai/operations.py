@@ -46,14 +46,6 @@ OPERATIONS = {
         events=(Body[CompletionChoice], ErrorEnvelope, "[DONE]"),
         errors=GENERATION,
     ),
-    "/v1/embeddings": Operation(
-        summary="Texts as vectors",
-        tag="OpenAI",
-        body=EmbeddingsRequest,
-        example={"input": ["Name three colours.", "Red, green, blue."]},
-        answer=EmbeddingList,
-        errors=GENERATION,
-    ),
     "/v1/responses": Operation(
         summary="Continue a conversation of items",
         tag="OpenAI",
