@@ -31,6 +31,7 @@ _KINDS: dict[str | None, type[InputItem]] = {
     "function_call_output": FunctionCallOutputItem,
     "reasoning": ReasoningItem,
 }
+_REASONS = {"item_reference": "nothing is stored: send the item itself"}
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _REFUSED_OF_PARTS: dict[str, tuple[object, ...]] = dict.fromkeys(
     ("image_url", "file_id", "file_data", "file_url", "filename", "input_audio"), ()
@@ -52,7 +53,7 @@ def to_messages(given: str | Sequence[Raw], instructions: str | None) -> tuple[c
     else:
         for i, raw in enumerate(given):
             path = f"input[{i}]"
-            history.read(decode_kind(raw, _KINDS, at=path), path)
+            history.read(decode_kind(raw, _KINDS, at=path, reasons=_REASONS), path)
     return history.finish()
 
 

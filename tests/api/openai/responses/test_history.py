@@ -146,6 +146,13 @@ def test_a_refusal_names_the_item(item: Any, param: str) -> None:
     assert param.removesuffix(".type") in refused.value.message
 
 
+def test_a_reference_is_told_what_to_be_instead() -> None:
+    with pytest.raises(InvalidRequestError, match="send the item itself"):
+        messages({"type": "item_reference", "id": "msg_1"})
+    with pytest.raises(InvalidRequestError, match="the types are: message, function_call,"):
+        messages({"type": "other"})
+
+
 def test_an_output_may_not_come_before_its_call() -> None:
     with pytest.raises(InvalidRequestError) as refused:
         messages(OUTPUT, CALL)
