@@ -83,8 +83,9 @@ class SamplingParams(Struct, frozen=True):
 class Constraint(Struct, frozen=True):
     """What the whole answer must match; see `engine/constraint.py`."""
 
-    kind: Literal["json", "json_schema", "regex", "lark"]  # json: any JSON object
+    kind: Literal["json", "json_schema", "regex", "lark", "gbnf"]  # json: any JSON object
     source: str = ""  # the schema as JSON text, the expression or the grammar
+    field: str | None = None  # what errors call it; None: its name in POST /inference
 
 
 class Request(Struct, frozen=True):

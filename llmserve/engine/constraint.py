@@ -21,6 +21,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from llmserve.core import Constraint
+from llmserve.engine.gbnf import GrammarError, to_lark
 from llmserve.engine.sampling import Allowed
 from llmserve.errors import InvalidRequestError
 
@@ -46,6 +47,17 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 
+# A terminal a character makes ten times as many items: 7,000 a mask for JSON and 49k tokens.
+_GBNF_LIMITS = LLParserLimits(
+    max_items_in_row=1_000,  # the work grows with the square, and holds the interpreter lock
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=100_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+
 # Enough for pretty-printed JSON. With unbounded space a small model can go on with it for ever.
 _WHITESPACE = r"[ ]|\n[ ]{0,24}"
 
@@ -54,6 +66,7 @@ _FIELDS = {
     "json_schema": "response_format.json_schema.schema",
     "regex": "response_format.regex",
     "lark": "response_format.grammar",
+    "gbnf": "response_format.grammar",
 }
 
 
@@ -93,7 +106,8 @@ class Compiler:
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
-        matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=_LIMITS)
+        limits = _GBNF_LIMITS if constraint.kind == "gbnf" else _LIMITS
+        matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=limits)
         if not matcher.is_error():
             # Some grammars match nothing, which only shows here; others start with a slow mask,
             # which all the copies then have.
@@ -303,6 +317,11 @@ def _grammar(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_regex(constraint.source)
         case "lark":
             return LLMatcher.grammar_from_lark(constraint.source)
+        case "gbnf":
+            try:
+                return LLMatcher.grammar_from_lark(to_lark(constraint.source))
+            except GrammarError as error:
+                raise _refusal(constraint, str(error)) from error
 
 
 def _from_schema(schema: str) -> str:
@@ -322,5 +341,5 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 def _refusal(constraint: Constraint, reason: str) -> InvalidRequestError:
-    field = _FIELDS[constraint.kind]
+    field = constraint.field or _FIELDS[constraint.kind]
     return InvalidRequestError(f"{field} cannot be used: {reason}", param=field)

@@ -153,6 +153,15 @@ def test_lark() -> None:
         assert re.fullmatch(r"[0-9](\+[0-9])*=[0-9]", text)
 
 
+def test_gbnf() -> None:
+    grammar = 'root ::= sum "=" [0-9]\nsum ::= [0-9] | sum "+" [0-9]\n'
+    for text, finished in answers(
+        *(asking(Constraint("gbnf", grammar), seed=i, max_tokens=900) for i in range(4))
+    ):
+        assert finished.reason is FinishReason.STOP
+        assert re.fullmatch(r"[0-9](\+[0-9])*=[0-9]", text)
+
+
 def test_end_of_generation_only_where_the_grammar_accepts() -> None:
     """Not even where the grammar itself asks for it."""
     constraint = Constraint("lark", f'start: "a" <[{EOS}]> "b"')
@@ -204,6 +213,20 @@ def test_answer_that_cannot_go_on_fails_alone() -> None:
             assert re.fullmatch(DATE.source, text)
             with pytest.raises(EngineError, match="no token can come next"):
                 await failing
+
+    asyncio.run(asyncio.wait_for(ask(), timeout=60))
+
+
+def test_gbnf_with_too_many_ways_fails_alone() -> None:
+    """Soon: the work of a step grows with the square of what is possible in it."""
+    grammar = 'root ::= a ("x" | root)\na ::= ' + '"a"? ' * 900
+
+    async def ask() -> None:
+        async with engine_on(FakeRuntime(num_cells=4096)) as engine:
+            neighbour = asyncio.create_task(collect(engine.generate(asking(DATE))))
+            with pytest.raises(EngineError, match="items"):
+                await collect(engine.generate(asking(Constraint("gbnf", grammar))))
+            assert re.fullmatch(DATE.source, (await neighbour)[0])
 
     asyncio.run(asyncio.wait_for(ask(), timeout=60))
 
@@ -274,6 +297,13 @@ BOMBS = {
         "too big",
     ),
     "no way out": ("lark", "start: start", "NoExtension"),
+    "60k parentheses of GBNF": ("gbnf", "root ::= " + "(" * 60_000, "nested over 32"),
+    "GBNF without a way out": ("gbnf", 'root ::= root | root "a"', "NoExtension"),
+    "GBNF that doubles": (
+        "gbnf",
+        "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(40)) + "r40 ::= .",
+        "too big",
+    ),
     "unknown special token": ("lark", 'start: "a" <|nothing|>', ""),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_
 from llmserve.api.openai.errors import describe_error
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
+from llmserve.api.openai.structured import structured_constraint
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_chat import (
     AnswerMessage,
@@ -79,7 +80,7 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         max_tokens=_max_tokens(wire),
         stop=stop_strings(wire.stop),
         num_logprobs=_num_logprobs(wire),
-        constraint=_constraint(wire.response_format),
+        constraint=structured_constraint(wire, _constraint(wire.response_format)),
     )
     return [msgspec.structs.replace(base, seed=seed) for seed in seeds(wire, wire.n or 1)]
 

@@ -16,6 +16,7 @@ from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_
 from llmserve.api.openai.errors import describe_error
 from llmserve.api.openai.legacy_logprobs import LogprobsEncoder, join
 from llmserve.api.openai.params import sampling, seeds, wants_usage
+from llmserve.api.openai.structured import structured_constraint
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_completions import (
     CompletionChoice,
@@ -96,6 +97,7 @@ def to_core(wire: CompletionRequest, prompts: Sequence[Prompt]) -> list[core.Req
         stop=stop_strings(wire.stop),
         num_logprobs=0 if wire.logprobs is None and is_choosy else wire.logprobs,
         prompt_logprobs=bool(wire.echo) and wire.logprobs is not None,
+        constraint=structured_constraint(wire),
     )
     return [
         msgspec.structs.replace(base, seed=seed, **_as_field(prompt))

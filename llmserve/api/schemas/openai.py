@@ -7,9 +7,10 @@ fields whose type is `Inert` cannot change the answer.
 
 from typing import Annotated, Any, TypeAlias
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llmserve.api.schemas.fields import (
+    Grammar,
     LogitBias,
     MinP,
     Penalty,
@@ -27,8 +28,18 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: Inert = None
 
 
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """vLLM's; one of them."""
+
+    json: Raw = field(default_factory=Raw)  # a schema, or its text as a string
+    json_object: bool | None = None
+    regex: Grammar | None = None
+    choice: Annotated[list[Grammar], Meta(min_length=1, max_length=1024)] | None = None
+    grammar: Grammar | None = None
+
+
 class GenerationRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The fields of both; `top_k`, `min_p` and `ignore_eos` as llama-server and vLLM have them."""
+    """The fields of both; those beyond OpenAI's as llama-server and vLLM have them."""
 
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
@@ -44,6 +55,8 @@ class GenerationRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: MinP | None = None
     ignore_eos: bool | None = None
+    grammar: Annotated[str, Meta(max_length=65536)] | None = None  # llama-server's
+    structured_outputs: StructuredOutputs | None = None
 
     user: Inert = None
     cache_prompt: Inert = None
