@@ -9,7 +9,7 @@ iterator instead of the next event.
 
 from collections.abc import AsyncGenerator
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -83,7 +83,8 @@ class SamplingParams(Struct, frozen=True):
 class Constraint(Struct, frozen=True):
     """What the whole answer must match; see `engine/constraint.py`."""
 
-    kind: Literal["json", "json_schema", "regex", "lark", "gbnf"]  # json: any JSON object
+    # json: any JSON object; calls: a grammar that was made of the request's tools
+    kind: Literal["json", "json_schema", "regex", "lark", "gbnf", "calls"]
     source: str = ""  # the schema as JSON text, the expression or the grammar
     field: str | None = None  # what errors call it; None: its name in POST /inference
 
@@ -116,12 +117,14 @@ class Request(Struct, frozen=True):
     constraint: Constraint | None = None
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
+    template_variables: dict[str, Any] = {}  # for the chat template, by the names that it reads
 
 
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose KV cells were reused instead of computed
     generated_tokens: int
+    reasoning_tokens: int = 0  # of the generated ones, those of thoughts
 
 
 class Timings(Struct, frozen=True):

@@ -1,8 +1,10 @@
 """Shipped fakes, for fast tests of everything above them. Never used by the server itself."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -12,6 +14,7 @@ from llmserve.engine.runtime import (
     Chunk,
     InfillTokens,
     Logits,
+    Marker,
     ModelInfo,
     OutOfCellsError,
     RuntimeLimits,
@@ -29,7 +32,8 @@ class FakeRuntime:
 
     The next token is a function of the whole sequence, read back from the cells, so that any
     mistake in positions, slots or reuse changes the text. `gate`, where set, holds every decode
-    until released: tests drive steps without sleeping.
+    until released: tests drive steps without sleeping. `controls` are the texts of control tokens,
+    which have the ids from EOS + 1 on.
     """
 
     def __init__(
@@ -42,11 +46,12 @@ class FakeRuntime:
         context_length: int | None = None,
         chat_template: str | None = TEMPLATE,
         infill: InfillTokens | None = None,
+        controls: Sequence[str] = (),
         gate: threading.Semaphore | None = None,
     ) -> None:
         self.info = ModelInfo(
             description="fake",
-            vocab_size=EOS + 1,
+            vocab_size=EOS + 1 + len(controls),
             eog_tokens=frozenset([EOS]),
             bos_text="",
             eos_text="",
@@ -66,21 +71,33 @@ class FakeRuntime:
         self.decoding = threading.Event()  # set while a decode call runs
         self.closed = False
         self._gate = gate
+        self._controls = {text: EOS + 1 + i for i, text in enumerate(controls)}
         self._aborted = threading.Event()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         assert not self.closed
-        return list(text.encode())
+        if not self._controls or not parse_special:
+            return list(text.encode())
+        parts = re.split(f"({'|'.join(map(re.escape, self._controls))})", text)
+        tokens: list[int] = []
+        for part in parts:
+            tokens += [self._controls[part]] if part in self._controls else part.encode()
+        return tokens
 
     def token_bytes(self, token: int) -> bytes:
-        return b"" if token == EOS else bytes([token])
+        return b"" if token >= EOS else bytes([token])
+
+    def find_marker(self, text: str) -> Marker | None:
+        token = self._controls.get(text)
+        return None if token is None else Marker(token, is_control=True)
 
     def grammar_tokenizer(self) -> LLTokenizer:
-        return LLTokenizer(TokenizerWrapper(_ByteTokenizer()), slices=[])
+        return LLTokenizer(TokenizerWrapper(_ByteTokenizer(len(self._controls))), slices=[])
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         assert not self.closed
-        return b"".join(b"<eos>" if token == EOS else bytes([token]) for token in tokens)
+        texts = {EOS: b"<eos>", **{token: text.encode() for text, token in self._controls.items()}}
+        return b"".join(texts.get(token) or bytes([token]) for token in tokens)
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         assert not self.closed
@@ -112,7 +129,8 @@ class FakeRuntime:
 
     def _logits(self, tokens: Sequence[int]) -> Logits:
         digest = hashlib.sha256(bytes(token % 256 for token in tokens)).digest()
-        return np.random.default_rng(list(digest)).normal(size=EOS + 1).astype(np.float32) * 4
+        logits = np.random.default_rng(list(digest)).normal(size=self.info.vocab_size)
+        return logits.astype(np.float32) * 4
 
     def trim(self, slot: int, num_tokens: int) -> None:
         del self.cells[slot][num_tokens:]
@@ -127,13 +145,37 @@ class FakeRuntime:
         self.closed = True
 
 
+class ScriptedRuntime(FakeRuntime):
+    """A model that wants to say `answer`, and then to end; a constraint can keep it from that."""
+
+    def __init__(self, answer: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self.answer = answer
+        self._prompt_lens: dict[int, int] = {}  # by slot
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        rows = super().decode(chunks)
+        script = [*self.tokenize(self.answer, add_special=False), EOS]
+        for row, chunk in zip(rows, (c for c in chunks if c.num_outputs), strict=True):
+            num_tokens = len(self.cells[chunk.slot])
+            position = num_tokens - self._prompt_lens.setdefault(chunk.slot, num_tokens)
+            row[script[min(position, len(script) - 1)]] += 1000
+        return rows
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        super().trim(slot, num_tokens)
+        self._prompt_lens.pop(slot, None)
+
+
 class _ByteTokenizer:
     """What llguidance asks of a tokenizer: `FakeRuntime`'s, every byte a token."""
 
     eos_token_id = EOS
     bos_token_id = None
-    tokens = (*(bytes([value]) for value in range(EOS)), b"")
     special_token_ids = ()
+
+    def __init__(self, num_controls: int = 0) -> None:
+        self.tokens = (*(bytes([value]) for value in range(EOS)), *[b""] * (1 + num_controls))
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)

@@ -19,13 +19,13 @@ from llmserve.core import (
     Event,
     EventStream,
     Finished,
-    Message,
     Mode,
     Request,
     Started,
 )
 from llmserve.engine import prompt
-from llmserve.engine.constraint import STACK_BYTES, Compiler
+from llmserve.engine.answering import Answering, AnswerPlan
+from llmserve.engine.constraint import STACK_BYTES, Compiler, check_tools
 from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
@@ -67,7 +67,8 @@ class Engine:
         self._default_mode = default_mode
         self._on_step = on_step
         self._on_load = on_load
-        self._template = prompt.load_template(runtime.info)
+        self._style = prompt.load_style(runtime.info)
+        self._answering = Answering(self._style, runtime) if self._style else None
         self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Failed]] = {}
@@ -138,9 +139,10 @@ class Engine:
         """
         return await self._encode(lambda: prompt.detokenize(tokens, self._runtime))
 
-    async def render(self, messages: Sequence[Message]) -> str:
+    async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        return await self._encode(lambda: prompt.render(messages, self._template))
+        _check_tools(request)
+        return await self._encode(lambda: prompt.render(request, self._style))
 
     async def _encode(self, work: Callable[[], T]) -> T:
         """The result of `work` in the encoder's thread, while the model is there."""
@@ -190,9 +192,16 @@ class Engine:
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
-        tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
+        _check_tools(request)
+        tokens, conversation = prompt.encode(
+            request, self._runtime, self._style, self._default_mode
+        )
         _check_constrained(request)
         _check_parameters(request, self.info.vocab_size)
+        plan = AnswerPlan(None, request.constraint)
+        if conversation is not None:
+            assert self._answering
+            plan = self._answering.plan(request, conversation)
         room = self.limits.context_length - len(tokens)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         return Submit(
@@ -205,7 +214,8 @@ class Engine:
             accepted_s=accepted_s,
             num_logprobs=request.num_logprobs,
             prompt_logprobs=request.prompt_logprobs,
-            constraint=request.constraint,
+            constraint=plan.constraint,
+            reading=plan.reading,
         )
 
     async def _compile(self, request_id: int, constraint: Constraint) -> None:
@@ -282,6 +292,16 @@ def _check_parameters(request: Request, vocab_size: int) -> None:
             param="logprobs",
         )
     assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
+
+
+def _check_tools(request: Request) -> None:
+    if request.tool_use is not None:
+        check_tools(request.tool_use.tools)
+        if request.sampling.ignore_eos and request.tool_use.choice != "none":
+            raise InvalidRequestError(
+                "ignore_eos does not go with tools: calls say where the answer ends",
+                param="parameters.ignore_eos",
+            )
 
 
 def _check_constrained(request: Request) -> None:

@@ -27,6 +27,7 @@ from llmserve.engine.runtime import (
     Chunk,
     InfillTokens,
     Logits,
+    Marker,
     ModelInfo,
     OutOfCellsError,
     RuntimeLimits,
@@ -122,6 +123,13 @@ class LlamaRuntime:
         if piece is None:
             piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
         return piece
+
+    def find_marker(self, text: str) -> Marker | None:
+        tokens = self.tokenize(text, add_special=False)
+        if len(tokens) != 1 or self.detokenize(tokens) != text.encode():
+            return None
+        piece = _token_to_piece(self._vocab, tokens[0], special=False)
+        return Marker(tokens[0], is_control=not piece)
 
     def grammar_tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer

@@ -5,7 +5,8 @@ Frozen Structs of plain data: they cross a thread today and can cross a process 
 
 from msgspec import Struct
 
-from llmserve.core import Constraint, Delta, Finished, PromptLogprobs, SamplingParams
+from llmserve.core import Constraint, Finished, Part, SamplingParams
+from llmserve.engine.reading import Reading
 
 
 class Submit(Struct, frozen=True, tag=True):
@@ -21,6 +22,7 @@ class Submit(Struct, frozen=True, tag=True):
     num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
     prompt_logprobs: bool = False  # the same of the prompt's tokens; goes with num_logprobs
     constraint: Constraint | None = None  # the worker's compiler has prepared it
+    reading: Reading | None = None  # how to understand the answer, where it can be more than text
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -55,7 +57,7 @@ class Load(Struct, frozen=True, tag=True):
 
 
 Command = Submit | Cancel | Stop
-Reply = tuple[int, PromptLogprobs | Delta | Finished | Failed]  # request id, what happened
+Reply = tuple[int, Part | Finished | Failed]  # request id, what happened
 
 
 class StepReport(Struct, frozen=True, tag=True):

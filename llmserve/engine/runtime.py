@@ -1,8 +1,8 @@
 """What the engine needs from an inference library, and nothing more.
 
 `engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
-`detokenize`, `grammar_tokenizer` and `abort` may be called from any thread, everything else by the
-worker's thread only.
+`detokenize`, `find_marker`, `grammar_tokenizer` and `abort` may be called from any thread,
+everything else by the worker's thread only.
 """
 
 from collections.abc import Sequence
@@ -67,6 +67,13 @@ class Chunk(NamedTuple):
         return len(self.tokens) if self.wants_all else int(self.wants_logits)
 
 
+class Marker(NamedTuple):
+    """A word of a chat format that is a token of its own."""
+
+    token: int
+    is_control: bool  # so `token_bytes` has nothing to show for it
+
+
 class OutOfCellsError(Exception):
     """The batch found no free KV cells; the memory is as before the call."""
 
@@ -92,6 +99,9 @@ class Runtime(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The token's text as UTF-8, possibly a part of a character; b"" for control tokens."""
+
+    def find_marker(self, text: str) -> Marker | None:
+        """The token that `text` is as a whole, if it is one."""
 
     def grammar_tokenizer(self) -> "LLTokenizer":
         """The vocabulary as llguidance needs it, with each token's text as in `token_bytes`.

@@ -29,6 +29,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.output import Piece, TextStream
+from llmserve.engine.reading import Reader
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
 from llmserve.engine.sampling import Sampler, choose_tokens
 from llmserve.engine.scheduler import Limits, Plan, Work, plan_step
@@ -155,11 +156,12 @@ class Worker:
                 vocab_size=info.vocab_size,
                 eog_tokens=info.eog_tokens,
             ),
-            text=TextStream(submit.stop),
+            text=Reader(submit.reading, submit.stop) if submit.reading else TextStream(submit.stop),
             accepted_s=submit.accepted_s,
             logprobs=_logprob_stream(submit),
             prompt_scores=self._prompt_scores(submit),
             matcher=self._compiler.take(submit.id) if submit.constraint else None,
+            reading=submit.reading,
         )
 
     def _prompt_scores(self, submit: Submit) -> PromptScores | None:
@@ -264,26 +266,26 @@ class Worker:
         if sequence.is_full:  # it was for the prompt alone
             self._release(sequence)
             return [(sequence.id, sequence.finished(FinishReason.LENGTH, None, now_s))]
+        guard = None if token == sequence.opening else sequence.guard
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
             if piece.stop is None and sequence.logprobs and sequence.logprobs.lists_end:
                 self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-        elif fault := accept(sequence.matcher, token):
+        elif fault := accept(guard, token):
             self._fail([sequence], _off_grammar(fault))
             return []
         else:
-            piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
+            piece, reason = sequence.text.push(self._bytes_of(token, sequence)), None
             if piece.stop is None and sequence.logprobs is not None:
                 self._note_logprob(sequence, sequence.logprobs, token, row, piece)
             is_complete = sequence.is_complete
             if piece.stop is None and (is_complete or sequence.is_full):
-                rest = sequence.text.flush()
-                piece = Piece(piece.text + rest.text, rest.stop)
+                piece = piece.followed_by(sequence.text.flush())
                 reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
         if piece.stop is not None:
             reason = FinishReason.STOP
-        replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
+        replies: list[Reply] = [(sequence.id, part) for part in sequence.parts(piece)]
         if reason is not None:
             replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
             self._release(sequence)
@@ -293,7 +295,12 @@ class Worker:
         self, sequence: Sequence, logprobs: LogprobStream, token: int, row: Logits, piece: Piece
     ) -> None:
         entry = sampled_logprob(row, token, logprobs.num_top, self._runtime.token_bytes)
-        logprobs.push(entry, len(piece.text) + sequence.text.held_len)
+        logprobs.push(entry, piece.num_chars + sequence.text.held_len)
+
+    def _bytes_of(self, token: int, sequence: Sequence) -> bytes:
+        """Its text, also that of a control token which means something in this answer."""
+        controls = sequence.reading.controls if sequence.reading else {}
+        return controls.get(token) or self._runtime.token_bytes(token)
 
     # -- leaving ----------------------------------------------------------------------------
 
@@ -327,7 +334,7 @@ class Worker:
         replies: list[Reply] = []
         for sequence in [*self._running, *self._waiting]:
             piece = sequence.text.flush()
-            replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
+            replies += [(sequence.id, part) for part in sequence.parts(piece)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
         self._running, self._waiting = [], []  # their cells end with the runtime

@@ -249,7 +249,7 @@ def test_the_tokens_that_fill_in_the_middle(loaded: LlamaRuntime, tmp_path: Path
         assert runtime.info.infill == InfillTokens(prefix=317, suffix=318, middle=319)
         assert runtime.info.adds_bos
         request = Request(prompt="a</s>", suffix="b", mode=Mode.COMPLETION)
-        tokens = prompt.encode(request, runtime, None, None)
+        tokens = prompt.encode(request, runtime, None, None).tokens
         space = [3 + byte for byte in "▁".encode()]  # SentencePiece puts one in front
         before = [*space, *(3 + byte for byte in b"a</s>")]
         assert tokens == [1, 317, *before, 318, *space, 3 + ord("b"), 319]

@@ -7,8 +7,10 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve import core
 from llmserve.api.body import decode_body, read_body
 from llmserve.api.openai.messages import to_messages
+from llmserve.api.openai.tools import to_tools
 from llmserve.api.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -65,9 +67,15 @@ async def tokenizer_info(request: Request) -> Response:
 async def apply_template(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     wire = await _read(gateway, request, TemplateRequest)
-    messages = to_messages(wire.messages)
+    tools = to_tools(wire.tools or [])
+    conversation = core.Request(
+        messages=to_messages(wire.messages),
+        tool_use=core.ToolUse(tools) if tools else None,
+        reasoning_effort=wire.reasoning_effort,
+        template_variables=wire.chat_template_kwargs or {},
+    )
     async with gateway.engine(wire.model) as engine:
-        return _json(TemplateResponse(await engine.render(messages)))
+        return _json(TemplateResponse(await engine.render(conversation)))
 
 
 def _text(wire: TokenizeRequest) -> tuple[str, bool]:

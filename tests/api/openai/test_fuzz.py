@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.api.openai.helpers import CHAT, COMPLETIONS, DONE
+from tests.api.openai.helpers import CHAT, COMPLETIONS, DONE, allowed, call, named, tool
 from tests.api.test_fuzz import bounded, json_values, some_of, text
 from tests.serving import FakeService
 
@@ -45,9 +45,25 @@ messages = st.lists(
         {
             "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
             "content": text | parts | st.none(),
-        }
+        },
+        optional={
+            "tool_calls": st.lists(
+                st.builds(call, st.sampled_from(["{}", '{"a": 1}', "", "[1]", "{"])), max_size=2
+            ),
+            "tool_call_id": text,
+            "reasoning_content": text,
+        },
     ),
     max_size=3,
+)
+schemas = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["object", "array"]) | json_values,
+        "properties": st.dictionaries(text, json_values, max_size=3) | json_values,
+        "required": st.lists(text, max_size=2) | json_values,
+        "x-guidance": json_values,
+    },
 )
 chats = some_of(
     {
@@ -59,7 +75,14 @@ chats = some_of(
             {"type": st.sampled_from(["text", "json_object", "json_schema"])},
             optional={"json_schema": json_values},
         ),
-        "tools": json_values,
+        "tools": json_values
+        | st.lists(st.builds(tool, st.sampled_from("fgh"), parameters=schemas), max_size=3),
+        "tool_choice": st.sampled_from(
+            ["none", "auto", "required", named("f"), allowed("auto", "f", "g")]
+        ),
+        "parallel_tool_calls": st.booleans(),
+        "reasoning_effort": st.sampled_from(["none", "low"]),
+        "chat_template_kwargs": json_values,
     }
 )
 prompts = (
