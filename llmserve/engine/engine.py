@@ -25,7 +25,8 @@ from llmserve.core import (
 )
 from llmserve.engine import prompt
 from llmserve.engine.answering import Answering, AnswerPlan
-from llmserve.engine.constraint import STACK_BYTES, Compiler, check_tools
+from llmserve.engine.constraint import STACK_BYTES, Compiler
+from llmserve.engine.grammar import check_tools
 from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits

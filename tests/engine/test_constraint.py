@@ -24,8 +24,9 @@ from llmserve.core import (
     SamplingParams,
 )
 from llmserve.engine import constraint as module
-from llmserve.engine.constraint import Compiler, MaskFiller, check, reference_depth, text_depth
+from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar import field_of
 from llmserve.errors import EngineError, InvalidRequestError
 from llmserve.testing import EOS, FakeRuntime
 from tests.engine.schemas import Schema, is_valid, schemas
@@ -314,7 +315,7 @@ def test_bomb_is_refused(name: str) -> None:
     kind, source, reason = BOMBS[name]
     constraint = Constraint(kind, source)  # type: ignore[arg-type]
     error = refusal(asking(constraint))
-    assert error.param == module._FIELDS[constraint.kind]
+    assert error.param == field_of(constraint)
     assert reason in error.message
     assert len(error.message) < 500
     assert "\n" not in error.message
@@ -336,29 +337,6 @@ def test_huge_bounds_and_ambiguity_cost_nothing(constraint: Constraint) -> None:
     (_, finished), (date, _) = answers(asking(constraint, max_tokens=20), asking(DATE))
     assert finished.usage.generated_tokens <= 20
     assert re.fullmatch(DATE.source, date)
-
-
-@given(st.recursive(st.none() | st.text(max_size=4), lambda v: st.lists(v) | st.dictionaries(
-    st.text(max_size=3), v), max_leaves=20))  # fmt: skip
-def test_text_depth_is_the_depth(value: Any) -> None:
-    def depth(node: Any) -> int:
-        inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-        is_nested = isinstance(node, dict | list)
-        return is_nested + max(map(depth, inner), default=0)
-
-    assert text_depth(json.dumps(value)) == depth(value)
-
-
-def test_reference_depth() -> None:
-    def linked(length: int) -> dict[str, Any]:
-        schema: dict[str, Any] = json.loads(chain(length, LINK))
-        return schema
-
-    assert reference_depth({"a": {"b": []}}) == 3
-    assert reference_depth({"$ref": "#/$defs/a", "$defs": {"a": {"items": {}}}}) == 4 + 2
-    assert reference_depth({"$ref": "#unknown"}) == 2  # counted like the whole
-    assert reference_depth(linked(20)) - reference_depth(linked(10)) == 10 * 2
-    check(of_schema(linked(400)))
 
 
 # -- the cache -----------------------------------------------------------------------------------
