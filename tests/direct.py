@@ -9,7 +9,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.engine import llama
+from llmserve.engine.llama_call import initialize
 
 LogProbabilities = NDArray[np.float64]
 
@@ -18,7 +18,7 @@ class DirectModel:
     """Computes the log softmax of every row of a text's tokens, in double precision."""
 
     def __init__(self, path: Path, *, max_tokens: int = 256) -> None:
-        llama._initialize()  # its log goes where ours goes
+        initialize()  # its log goes where ours goes
         self._model = lib.llama_model_load_from_file(
             str(path).encode(), lib.llama_model_default_params()
         )
