@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
+from llmserve.api.schemas.fields import JsonObjectOrNull
+
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -14,7 +16,8 @@ CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 class Function(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: Annotated[str, Meta(max_length=65536)] | None = None
-    parameters: Raw = field(default_factory=Raw)  # a JSON schema; engine/constraint.py bounds it
+    # A JSON schema, which engine/constraint.py bounds.
+    parameters: JsonObjectOrNull = field(default_factory=Raw)
     strict: bool | None = None  # arguments follow the schema either way
 
 

@@ -342,6 +342,7 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"conversation": {"id": "conv_1"}}, "conversation", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_parameter"),
+        ({"background": 0}, "background", "unsupported_parameter"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter"),
@@ -368,7 +369,19 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
         ({"tools": [{**TOOL, "colour": 1}]}, "tools[0].colour", "unknown_parameter"),
         ({"tools": [{**TOOL, "parameters": []}]}, "tools[0].parameters", "invalid_value"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
-        ({"tool_choice": {"type": "function", "name": "a"}}, "tool_choice.name", "invalid_value"),
+        ({"tool_choice": {"type": "function", "name": "a"}}, "tool_choice", "invalid_value"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "a"}},
+            "tool_choice.name",
+            "invalid_value",
+        ),
+        ({"tools": [TOOL, TOOL]}, "tools[1].name", "invalid_value"),
+        (
+            {"ignore_eos": False, "tools": [{**TOOL, "parameters": {"$ref": "#/x"}}]},
+            "tools[0].parameters",
+            "invalid_value",
+        ),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "invalid_value"),
         ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice.type", "invalid_value"),
         (
             {"text": {"format": {"type": "json_schema", "name": "n"}}},
