@@ -33,17 +33,18 @@ context_length = 2048
 """
 
 CLIENTS = {
-    "ai_sdk": "chat stream structured structured_stream error",
-    "instructor": "structured error",
-    "langchain_openai": "chat stream completions together structured responses_chat"
-    " responses_stream error",
-    "litellm": "chat stream completions structured responses_chat error",
+    "ai_sdk": "chat stream structured structured_stream tool_call tool_stream tool_loop error",
+    "instructor": "structured tool_call tool_stream error",
+    "langchain_openai": "chat stream completions together structured tool_call tool_stream"
+    " tool_loop responses_chat responses_stream responses_tool_call error",
+    "litellm": "chat stream completions structured tool_call responses_chat error",
     "llm": "chat stream completions structured responses_stream error",
-    "openai_agents": "chat stream structured responses_chat responses_stream"
-    " responses_structured error",
-    "openai_node": "chat stream completions structured responses_chat responses_stream"
-    " responses_structured models error",
-    "pydantic_ai": "chat stream structured responses_chat error",
+    "openai_agents": "chat stream structured tool_loop responses_chat responses_stream"
+    " responses_structured responses_tool_loop responses_tool_loop_stream error",
+    "openai_node": "chat stream completions structured tool_call tool_stream responses_chat"
+    " responses_stream responses_structured responses_tool_call models error",
+    "pydantic_ai": "chat stream structured tool_call tool_loop responses_chat responses_tool_call"
+    " error",
 }
 
 
