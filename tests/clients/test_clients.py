@@ -196,7 +196,7 @@ def expect_loop(seen: dict[str, Any], direct: Direct) -> None:
     assert seen["calls"]
     for arguments in seen["calls"]:
         expect_trip(arguments, direct)
-    assert seen["text"]
+    assert "4711" in seen["text"]  # which only the result has; a small model repeats what it reads
 
 
 def expect_vectors(seen: dict[str, Any], direct: Direct) -> None:
