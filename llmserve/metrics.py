@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llmserve.core import Event, Finished, PromptLogprobs, Started
+from llmserve.core import Embeddings, Event, Finished, PromptLogprobs, Started
 from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -34,7 +34,7 @@ class Metrics:
         model = ("model",)
         self.requests = Counter(
             "llmserve_requests",
-            "Requests by outcome: a finish reason, an error code, or disconnected",
+            "Requests by outcome: a finish reason, embedded, an error code, or disconnected",
             ("model", "outcome"),
             registry=registry,
         )
@@ -43,6 +43,9 @@ class Metrics:
         )
         self.generated_tokens = Counter(
             "llmserve_generated_tokens", "Generated tokens", model, registry=registry
+        )
+        self.embeddings = Counter(
+            "llmserve_embeddings", "Vectors of answered requests", model, registry=registry
         )
         self.ttft = Histogram(
             "llmserve_time_to_first_token_seconds",
@@ -120,6 +123,11 @@ class RequestMeter:
                 if self._last_text_s is not None:
                     metrics.inter_token.labels(self.model).observe(now_s - self._last_text_s)
                 self._last_text_s = now_s
+
+    def see_embeddings(self, embeddings: Embeddings) -> None:
+        self._outcome = "embedded"
+        self._metrics.prompt_tokens.labels(self.model).inc(embeddings.prompt_tokens)
+        self._metrics.embeddings.labels(self.model).inc(len(embeddings.vectors))
 
     def __enter__(self) -> Self:
         return self

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from llmserve.core import Vectors
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    EmbeddingLimits,
     InfillTokens,
+    InputChunk,
     Logits,
     Marker,
     ModelInfo,
@@ -48,6 +51,8 @@ class FakeRuntime:
         infill: InfillTokens | None = None,
         controls: Sequence[str] = (),
         gate: threading.Semaphore | None = None,
+        embedding: EmbeddingLimits | None = None,
+        generates: bool = True,
     ) -> None:
         self.info = ModelInfo(
             description="fake",
@@ -58,6 +63,7 @@ class FakeRuntime:
             chat_template=chat_template,
             max_token_bytes=1,
             infill=infill,
+            generates=generates,
         )
         self.limits = RuntimeLimits(
             num_cells,
@@ -66,8 +72,11 @@ class FakeRuntime:
             context_length or num_cells,
             max(max_outputs, num_slots),
         )
+        self.embedding_limits = embedding
         self.cells: list[list[int]] = [[] for _ in range(num_slots)]
+        self.inputs: dict[int, list[int]] = {}  # unfinished ones to embed, by slot
         self.batch_sizes: list[int] = []
+        self.embedded_slots: list[list[int]] = []  # of each call
         self.decoding = threading.Event()  # set while a decode call runs
         self.closed = False
         self._gate = gate
@@ -105,14 +114,7 @@ class FakeRuntime:
         assert 0 < size <= self.limits.max_batch
         assert len({chunk.slot for chunk in chunks}) == len(chunks)
         self.batch_sizes.append(size)
-        self.decoding.set()
-        try:
-            if self._gate:
-                while not self._gate.acquire(timeout=0.01):
-                    if self._aborted.is_set():
-                        raise AbortedError
-        finally:
-            self.decoding.clear()
+        self._pass_gate()
         if sum(map(len, self.cells)) + size > self.limits.num_cells:
             raise OutOfCellsError
         for chunk in chunks:
@@ -128,9 +130,48 @@ class FakeRuntime:
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.info.vocab_size)
 
     def _logits(self, tokens: Sequence[int]) -> Logits:
-        digest = hashlib.sha256(bytes(token % 256 for token in tokens)).digest()
-        logits = np.random.default_rng(list(digest)).normal(size=self.info.vocab_size)
-        return logits.astype(np.float32) * 4
+        return _noise(tokens, self.info.vocab_size) * 4
+
+    def _pass_gate(self) -> None:
+        self.decoding.set()
+        try:
+            if self._gate:
+                while not self._gate.acquire(timeout=0.01):
+                    if self._aborted.is_set():
+                        raise AbortedError
+        finally:
+            self.decoding.clear()
+
+    def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
+        """As strict as llama.cpp; the vector of an input is a function of all its tokens."""
+        limits = self.embedding_limits
+        assert limits
+        assert not self.closed
+        size = sum(len(chunk.tokens) for chunk in chunks)
+        assert 0 < size <= limits.max_batch or (limits.is_whole and len(chunks) == 1)
+        assert len({chunk.slot for chunk in chunks}) == len(chunks)
+        assert all(0 <= chunk.slot < limits.max_inputs for chunk in chunks)
+        self.batch_sizes.append(size)
+        self.embedded_slots.append([chunk.slot for chunk in chunks])
+        try:
+            self._pass_gate()
+        except AbortedError:
+            self.inputs.clear()
+            raise
+        vectors = []
+        for slot, start, tokens, is_last in chunks:
+            cells = self.inputs.setdefault(slot, [])
+            assert start == len(cells), "positions must be consecutive"
+            assert is_last or not limits.is_whole
+            cells.extend(tokens)
+            assert len(cells) <= limits.max_len
+            assert limits.is_whole or sum(map(len, self.inputs.values())) <= limits.max_len
+            if is_last:
+                vectors.append(fake_vector(self.inputs.pop(slot), limits.num_dimensions))
+        return np.array(vectors, dtype=np.float32).reshape(-1, limits.num_dimensions)
+
+    def forget(self, slot: int) -> None:
+        self.inputs.pop(slot, None)
 
     def trim(self, slot: int, num_tokens: int) -> None:
         del self.cells[slot][num_tokens:]
@@ -179,6 +220,16 @@ class _ByteTokenizer:
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
+
+
+def _noise(tokens: Sequence[int], size: int) -> Logits:
+    digest = hashlib.sha256(bytes(token % 256 for token in tokens)).digest()
+    return np.random.default_rng(list(digest)).normal(size=size).astype(np.float32)
+
+
+def fake_vector(tokens: Sequence[int], num_dimensions: int) -> Vectors:
+    """What `FakeRuntime` computes for one input; not of length 1."""
+    return _noise(tokens, num_dimensions)
 
 
 def reference_greedy(prompt: Sequence[int], max_tokens: int) -> list[int]:

@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from llmserve.core import (
     Constraint,
+    EmbeddingRequest,
+    Embeddings,
     Event,
     EventStream,
     Finished,
@@ -23,12 +27,21 @@ from llmserve.core import (
     Request,
     Started,
 )
-from llmserve.engine import prompt
+from llmserve.engine import embedding, prompt
 from llmserve.engine.answering import Answering, AnswerPlan
 from llmserve.engine.constraint import STACK_BYTES, Compiler, check_tools
 from llmserve.engine.logprobs import MAX_LOGPROBS
-from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
-from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
+from llmserve.engine.messages import (
+    Embed,
+    Embedded,
+    Ended,
+    Failed,
+    Load,
+    Report,
+    StepStats,
+    Submit,
+)
+from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
@@ -71,9 +84,11 @@ class Engine:
         self._answering = Answering(self._style, runtime) if self._style else None
         self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
-        self._requests: dict[int, asyncio.Queue[Event | Failed]] = {}
+        self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
         self._num_active = 0
+        self._num_embedding = 0
         self._mean_request_s = 1.0
+        self._mean_embedding_s = 1.0
         self._loop = asyncio.get_running_loop()
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
@@ -107,7 +122,14 @@ class Engine:
         Raises `InvalidRequestError`, `TooLargeError`, `QueueFullError` or `ShuttingDownError`
         before the first event and `EngineError` at any time.
         """
-        self._admit()
+        self._check_alive()
+        if not self.info.generates:
+            raise InvalidRequestError(
+                f"model {self.name!r} generates no text, it is for embeddings: use"
+                " POST /v1/embeddings, or another model",
+                param="model",
+            )
+        self._admit(self._num_active, self.limits.num_slots, self._mean_request_s)
         self._num_active += 1
         try:
             submit = await self._loop.run_in_executor(
@@ -118,6 +140,7 @@ class Engine:
             with self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
+                    assert not isinstance(event, Embedded)
                     if isinstance(event, Failed):
                         raise EngineError(event.message)
                     yield event
@@ -125,6 +148,48 @@ class Engine:
                 yield event
         finally:
             self._num_active -= 1
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """A vector for each input. To be cancelled cancels the work.
+
+        Raises what `generate` raises.
+        """
+        self._check_alive()
+        limits = self._embedding_limits()
+        self._admit(self._num_embedding, limits.max_inputs, self._mean_embedding_s)
+        self._num_embedding += 1
+        try:
+            inputs = await self._encode(lambda: embedding.encode(request, self._runtime, limits))
+            begin_s = time.monotonic()
+            data = await self._embedded(Embed(next(self._ids), inputs))
+            self._mean_embedding_s += 0.1 * (time.monotonic() - begin_s - self._mean_embedding_s)
+        finally:
+            self._num_embedding -= 1
+        vectors = np.frombuffer(data, dtype="<f4").reshape(len(inputs), limits.num_dimensions)
+        vectors = await asyncio.to_thread(embedding.normalized, vectors, request.dimensions)
+        return Embeddings(self.name, vectors, sum(map(len, inputs)))
+
+    def _embedding_limits(self) -> EmbeddingLimits:
+        limits = self._runtime.embedding_limits
+        if limits is None:
+            raise InvalidRequestError(
+                f"model {self.name!r} generates text, and is not set up for embeddings: set"
+                f' pooling = "mean" (or "cls", "last") in [models.{self.name}] of models.toml, or'
+                " use a model made for embeddings",
+                param="model",
+            )
+        return limits
+
+    async def _embedded(self, command: Embed) -> bytes:
+        """The rows that the worker computes."""
+        with self._submitted(command) as events:
+            event = await events.get()
+        if isinstance(event, Failed):
+            raise EngineError(event.message)
+        assert isinstance(event, Embedded)
+        if event.data is None:
+            raise _shutting_down(self.name)
+        return event.data
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
@@ -175,14 +240,14 @@ class Engine:
         if self._fault is not None:
             raise EngineError(self._fault)
         if self._closing is not None:
-            raise ShuttingDownError(f"model {self.name!r} is shutting down", retry_after_s=5)
+            raise _shutting_down(self.name)
 
-    def _admit(self) -> None:
-        self._check_alive()
-        if self._num_active - self.limits.num_slots < self._max_queue:
+    def _admit(self, num_active: int, num_slots: int, mean_s: float) -> None:
+        """Raises `QueueFullError` if one more would have to wait behind `max_queue` others."""
+        num_queued = max(0, num_active - num_slots)
+        if num_active - num_slots < self._max_queue:
             return
-        num_slots = self.limits.num_slots
-        wait_s = self._mean_request_s * (self.num_queued + 1) / num_slots
+        wait_s = mean_s * (num_queued + 1) / num_slots
         raise QueueFullError(
             f"model {self.name!r} answers {num_slots} requests at a time and {self._max_queue}"
             " more are waiting; try again later",
@@ -229,14 +294,16 @@ class Engine:
             raise
 
     @contextlib.contextmanager
-    def _submitted(self, submit: Submit) -> Iterator["asyncio.Queue[Event | Failed]"]:
+    def _submitted(
+        self, submit: Submit | Embed
+    ) -> Iterator["asyncio.Queue[Event | Embedded | Failed]"]:
         """Give `submit` to the worker; leaving before its last event cancels it there.
 
         The worker is stopped only after `_closing` is set, here on the loop's thread: whatever
         passes the check is ahead of the `Stop` and gets an answer.
         """
         self._check_alive()
-        events: asyncio.Queue[Event | Failed] = asyncio.Queue()
+        events: asyncio.Queue[Event | Embedded | Failed] = asyncio.Queue()
         self._requests[submit.id] = events
         self._worker.submit(submit)
         try:
@@ -258,7 +325,7 @@ class Engine:
         for request_id, event in report.replies:
             if events := self._requests.get(request_id):
                 events.put_nowait(event)
-                if isinstance(event, Finished | Failed):  # the worker has forgotten it
+                if isinstance(event, Finished | Embedded | Failed):  # the worker has forgotten it
                     del self._requests[request_id]
         if report.stats:
             self._on_step(report.stats)
@@ -276,6 +343,10 @@ class Engine:
             events.put_nowait(Failed(ended.fault))
         self._requests.clear()
         self._start_closing()  # what failed serves nobody: give its memory back at once
+
+
+def _shutting_down(name: str) -> ShuttingDownError:
+    return ShuttingDownError(f"model {name!r} is shutting down", retry_after_s=5)
 
 
 def _check_parameters(request: Request, vocab_size: int) -> None:

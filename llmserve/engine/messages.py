@@ -25,8 +25,15 @@ class Submit(Struct, frozen=True, tag=True):
     reading: Reading | None = None  # how to understand the answer, where it can be more than text
 
 
+class Embed(Struct, frozen=True, tag=True):
+    """Compute the vectors of `inputs`, none of which is empty or longer than the model takes."""
+
+    id: int
+    inputs: list[list[int]]
+
+
 class Cancel(Struct, frozen=True, tag=True):
-    """Forget a generation; nothing more is said about it. Unknown ids are fine."""
+    """Forget a generation, or embeddings; nothing more is said about it. Unknown ids are fine."""
 
     id: int
 
@@ -35,8 +42,17 @@ class Stop(Struct, frozen=True, tag=True):
     """End the worker; all that was submitted before finishes as cancelled. The last command."""
 
 
+class Embedded(Struct, frozen=True, tag=True):
+    """The answer to `Embed`: a row of little-endian float32 for each input, of any length.
+
+    None: the worker has ended first.
+    """
+
+    data: bytes | None
+
+
 class Failed(Struct, frozen=True, tag=True):
-    """A generation ended by a fault of the engine."""
+    """A generation, or embeddings, ended by a fault of the engine."""
 
     message: str
 
@@ -45,7 +61,7 @@ class StepStats(Struct, frozen=True, tag=True):
     """One step, for the metrics."""
 
     num_decoded: int  # sequences that computed one token
-    num_prefilled: int  # prompt tokens
+    num_prefilled: int  # prompt tokens, or those of inputs to embed
     step_s: float
 
 
@@ -56,8 +72,8 @@ class Load(Struct, frozen=True, tag=True):
     num_waiting: int = 0
 
 
-Command = Submit | Cancel | Stop
-Reply = tuple[int, Part | Finished | Failed]  # request id, what happened
+Command = Submit | Embed | Cancel | Stop
+Reply = tuple[int, Part | Finished | Embedded | Failed]  # request id, what happened
 
 
 class StepReport(Struct, frozen=True, tag=True):

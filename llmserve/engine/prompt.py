@@ -98,7 +98,7 @@ def encode(
     # Most templates write BOS themselves, and a second one degrades the answer.
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
-    with _valid_unicode(field, param=field):
+    with valid_unicode(field, param=field):
         _check_hopeless(text, runtime, field)
         tokens = runtime.tokenize(text, add_special=not has_bos)
     if not tokens:
@@ -133,20 +133,20 @@ def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]
 
 
 def _tokenize_part(field: str, text: str, runtime: Runtime) -> list[int]:
-    with _valid_unicode(field, param=field):
+    with valid_unicode(field, param=field):
         _check_hopeless(text, runtime, field)
         return runtime.tokenize(text, add_special=False, parse_special=False)
 
 
 def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:
     """The tokens of a bare text. Raises `InvalidRequestError` for a lone surrogate."""
-    with _valid_unicode("the text"):
+    with valid_unicode("the text"):
         return runtime.tokenize(text, add_special=add_special)
 
 
 def detokenize(tokens: Sequence[int], runtime: Runtime) -> str:
     """The text of `tokens`. Raises `InvalidRequestError` for one that the model does not have."""
-    _check_vocabulary(tokens, runtime, "tokens[{}]")
+    check_vocabulary(tokens, runtime, "tokens[{}]")
     return runtime.detokenize(tokens).decode(errors="replace")
 
 
@@ -158,7 +158,7 @@ def render(request: Request, style: ChatStyle | None) -> str:
 
 
 @contextlib.contextmanager
-def _valid_unicode(what: str, param: str | None = None) -> Iterator[None]:
+def valid_unicode(what: str, param: str | None = None) -> Iterator[None]:
     """A text that has no UTF-8 is a refusal, wherever it is first encoded."""
     try:
         yield
@@ -174,11 +174,11 @@ def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:
         raise InvalidRequestError("prompt is empty; give at least one token", param="prompt")
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long("prompt", f"{len(tokens)}", runtime)
-    _check_vocabulary(tokens, runtime, "prompt.{}")
+    check_vocabulary(tokens, runtime, "prompt.{}")
     return list(tokens)
 
 
-def _check_vocabulary(tokens: Sequence[int], runtime: Runtime, param: str) -> None:
+def check_vocabulary(tokens: Sequence[int], runtime: Runtime, param: str) -> None:
     """`param` names the field of a token, with {} for its index."""
     vocab_size = runtime.info.vocab_size
     for index, token in enumerate(tokens):

@@ -12,6 +12,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from llmserve.core import Pooling, Vectors
+
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
@@ -40,6 +42,7 @@ class ModelInfo(Struct, frozen=True):
     tokenizer: str = ""  # its kind, as the GGUF calls it: gpt2, llama, …
     adds_bos: bool = False  # whether the model wants its BOS in front of every text
     infill: InfillTokens | None = None
+    generates: bool = True  # False: made for embeddings only; neither `decode` nor `trim`
 
 
 class RuntimeLimits(Struct, frozen=True):
@@ -48,6 +51,51 @@ class RuntimeLimits(Struct, frozen=True):
     max_batch: int  # tokens in one decode call
     context_length: int  # tokens in one sequence
     max_outputs: int  # output rows of one decode call; at least num_slots
+
+
+class EmbeddingParams(Struct, frozen=True):
+    """How to compute embeddings. Lengths are tokens.
+
+    `is_whole`: every token sees all others, so that an input has to be in one call.
+    """
+
+    pooling: Pooling
+    is_whole: bool
+    max_len: int  # of one input; of all unfinished ones together
+    max_batch: int  # in one call, but for a longer input that has to be whole
+    max_inputs: int  # in one call; not above `max_tokens`
+
+    @property
+    def max_tokens(self) -> int:
+        """In one call."""
+        return self.max_len if self.is_whole else self.max_batch
+
+
+class EmbeddingLimits(Struct, frozen=True):
+    num_dimensions: int
+    max_len: int  # tokens of one input
+    max_batch: int  # tokens in one call
+    max_inputs: int  # unfinished inputs at the same time
+    num_cells: int | None  # tokens of all unfinished inputs; None: an input has to be in one call
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an input has to be in one call, alone if it is longer than `max_batch`."""
+        return self.num_cells is None
+
+
+class InputChunk(NamedTuple):
+    """Consecutive tokens of an input to embed, as `Chunk`; `is_last` asks for its vector."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    is_last: bool
+
+    @property
+    def num_outputs(self) -> int:
+        """Every token: there is no other way to embeddings in llama.cpp."""
+        return len(self.tokens)
 
 
 class Chunk(NamedTuple):
@@ -89,6 +137,10 @@ class Runtime(Protocol):
     @property
     def limits(self) -> RuntimeLimits: ...
 
+    @property
+    def embedding_limits(self) -> EmbeddingLimits | None:
+        """None: the model was not loaded for embeddings, and `embed` must not be called."""
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Token ids of `text`.
 
@@ -126,8 +178,18 @@ class Runtime(Protocol):
         Raises `EngineError` where the model cannot be cut there; 0 is always possible.
         """
 
+    def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
+        """Compute the next tokens of some inputs, in slots that are not those of `decode`.
+
+        Returns (chunks that are last, num_dimensions) in their order, of any length; their slots
+        are free again. Raises `AbortedError` or `EngineError`, and then all inputs are forgotten.
+        """
+
+    def forget(self, slot: int) -> None:
+        """Drop an unfinished input of `embed`."""
+
     def abort(self) -> None:
-        """Make the running `decode` raise `AbortedError` soon, until `clear_abort`."""
+        """Make the running `decode` or `embed` raise `AbortedError` soon, until `clear_abort`."""
 
     def clear_abort(self) -> None: ...
 

@@ -14,10 +14,12 @@ from concurrent.futures import Future, wait
 
 from llmserve.core import FinishReason
 from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
+from llmserve.engine.embedder import Embedder
 from llmserve.engine.logprobs import LogprobStream, PromptScores, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
     Command,
+    Embed,
     Ended,
     Failed,
     Load,
@@ -72,6 +74,7 @@ class Worker:
         self._num_arrivals = 0
         self._told_load = Load()
         self._is_cramped = False  # fewer cells than the books say: nobody enters for now
+        self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -79,13 +82,13 @@ class Worker:
         """Occupy `thread`, the one that loaded the runtime, until `stop`."""
         self._ended = thread.submit(self._run)
 
-    def submit(self, command: Submit) -> None:
+    def submit(self, command: Submit | Embed) -> None:
         self._inbox.put(command)
 
     def cancel(self, request_id: int) -> None:
-        """Forget a request; a step that mostly prefills it is interrupted. Any thread."""
+        """Forget a request; a step that is mostly for it is interrupted. Any thread."""
         self._inbox.put(Cancel(request_id))
-        if self._prefilling == request_id:
+        if request_id in (self._prefilling, self._embedder.computing):
             self._runtime.abort()
 
     def stop(self) -> None:
@@ -98,7 +101,9 @@ class Worker:
         fault: str | None = "the engine failed; see the server's log"
         try:
             while self._drain():
-                self._step()
+                if self._has_sequences:
+                    self._step()
+                self._embedder.step(is_busy=self._has_sequences)
             self._cancel_all()
             fault = None
         except Exception:
@@ -124,14 +129,21 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._running or self._waiting)
+        return not (self._has_sequences or self._embedder.has_work)
 
-    def _handle(self, command: Submit | Cancel) -> None:
+    @property
+    def _has_sequences(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def _handle(self, command: Submit | Embed | Cancel) -> None:
         match command:
             case Submit():
                 self._accept(command)
+            case Embed():
+                self._embedder.add(command)
             case Cancel(request_id):
                 self._forget(request_id)
+                self._embedder.cancel(request_id)
 
     def _accept(self, submit: Submit) -> None:
         try:
@@ -201,7 +213,10 @@ class Worker:
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
         """Report what there is to say, and the load where it has changed."""
-        load = Load(len(self._running), len(self._waiting))
+        load = Load(
+            len(self._running) + self._embedder.num_running,
+            len(self._waiting) + self._embedder.num_waiting,
+        )
         changed = load != self._told_load
         self._told_load = load
         if replies or stats or changed:
@@ -338,6 +353,7 @@ class Worker:
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
         self._running, self._waiting = [], []  # their cells end with the runtime
+        self._embedder.cancel_all()
         self._tell(replies)
 
     def _fail(self, sequences: list[Sequence], message: str) -> None:

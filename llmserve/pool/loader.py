@@ -107,5 +107,7 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
         max_sequences=placement.max_sequences,
         max_outputs=placement.max_outputs,
         num_threads=spec.threads,
+        embedding=placement.embedding,
+        generates=placement.generates,
     )
     return LlamaRuntime(locate(spec), params, on_progress=progress.update)

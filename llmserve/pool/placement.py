@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from llmserve.engine.runtime import EmbeddingParams
+from llmserve.pool.embedding import EmbeddingUse, embedding_use
 from llmserve.pool.memory import ContextOptions, estimate, largest_context
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles
@@ -17,6 +19,8 @@ class Placement(Struct, frozen=True):
     context_length: int  # tokens; also the number of KV cells, which all sequences share
     max_sequences: int
     size_bytes: int  # weights, KV cells and buffers: what must stay resident
+    embedding: EmbeddingParams | None = None
+    generates: bool = True  # False: for embeddings only
 
     @property
     def max_outputs(self) -> int:
@@ -39,20 +43,50 @@ def place(
     """
     wanted = spec.max_concurrency or MAX_SEQUENCES
     options = _options(wanted, repacked_types)
-    context_length = spec.context_length or _largest(model, budget_bytes, options)
+    use = embedding_use(spec, model.header)
+    _check_positions(spec, model)
+    context_length = spec.context_length or _largest(model, budget_bytes, options, use)
     max_sequences = spec.max_concurrency or min(
         MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
     )
     needed = estimate(
-        model, num_cells=context_length, options=_options(max_sequences, repacked_types)
+        model,
+        num_cells=context_length,
+        options=_options(max_sequences, repacked_types),
+        embedding=use,
     )
-    return Placement(context_length, max_sequences, needed.total_bytes)
+    if use is None:
+        return Placement(context_length, max_sequences, needed.total_bytes)
+    params = use.params(context_length, model.header.vocab_size or 0)
+    return Placement(
+        context_length,
+        params.max_inputs if use.is_only else max_sequences,
+        needed.total_bytes,
+        embedding=params,
+        generates=not use.is_only,
+    )
 
 
-def _largest(model: ModelFiles, budget_bytes: int, options: ContextOptions) -> int:
+def _largest(
+    model: ModelFiles, budget_bytes: int, options: ContextOptions, use: EmbeddingUse | None
+) -> int:
     trained = model.header.context_length or FALLBACK_CONTEXT_LENGTH
-    fitting = largest_context(model, budget_bytes, max_cells=trained, options=options)
+    if use:
+        trained = use.max_len(trained, model.header.vocab_size or 0)
+    fitting = largest_context(
+        model, budget_bytes, max_cells=trained, options=options, embedding=use
+    )
     return min(trained, max(fitting or 0, MIN_CONTEXT_LENGTH))
+
+
+def _check_positions(spec: ModelSpec, model: ModelFiles) -> None:
+    """A position beyond a learned table would end the process."""
+    tables = [t for part in model.parts for t in part.tensors if t.name == "position_embd.weight"]
+    if tables and spec.context_length and spec.context_length > tables[0].shape[1]:
+        raise model.header.error(
+            f"has {tables[0].shape[1]} positions, and models.{spec.name}.context_length is"
+            f" {spec.context_length}; set no more than that"
+        )
 
 
 def _options(max_sequences: int, repacked_types: frozenset[str]) -> ContextOptions:

@@ -39,7 +39,7 @@ def session() -> Iterator[requests.Session]:
 
 @schema.parametrize()
 @settings(
-    max_examples=20,
+    max_examples=10,
     derandomize=True,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
@@ -67,6 +67,15 @@ def test_every_event_of_a_stream(service: FakeService, path: str) -> None:
     response = case.call(base_url=service.base_url)
     assert response.text.count("data: ") > 2
     case.validate_response(response)
+
+
+def test_a_status_that_is_not_documented_is_found(service: FakeService) -> None:
+    other = copy.deepcopy(DOCUMENT)
+    del other["paths"]["/v1/models/{name}"]["get"]["responses"]["404"]
+    operation = schemathesis.openapi.from_dict(other)["/v1/models/{name}"]["GET"]
+    case = operation.Case(path_parameters={"name": "nobody"})
+    with pytest.raises(FailureGroup):
+        case.call_and_validate(base_url=service.base_url)
 
 
 def test_an_event_that_is_not_documented_is_found(service: FakeService) -> None:

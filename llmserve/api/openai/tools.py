@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import Raw
 
 from llmserve import core
 from llmserve.api.openai.formats import object_text
@@ -46,7 +47,7 @@ def to_tools(wire: list[Tool]) -> tuple[core.Tool, ...]:
 
 def _to_tool(wire: Tool, path: str) -> core.Tool:
     function = wire.function
-    parameters = object_text(function.parameters, path=f"{path}.parameters")
+    parameters = object_text(function.parameters or Raw(), path=f"{path}.parameters")
     return core.Tool(function.name, function.description, parameters)
 
 

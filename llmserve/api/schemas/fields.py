@@ -6,6 +6,8 @@ from msgspec import Meta, Raw
 
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
+TextsOrTokens = str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 MinP = Annotated[float, Meta(ge=0, le=1)]

@@ -43,7 +43,7 @@ class Message(Struct, forbid_unknown_fields=True):
     annotations: Inert = None
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TemplateVariables = dict[str, Any]  # as llama-server and vLLM take them
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=4096)]
 

@@ -5,7 +5,7 @@ A name is what OpenAI takes, with dots; so it can stand in any model's format as
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llmserve.api.schemas.fields import JsonObjectOrNull
 
@@ -16,8 +16,8 @@ CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 class Function(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: Annotated[str, Meta(max_length=65536)] | None = None
-    # A JSON schema, which engine/constraint.py bounds.
-    parameters: JsonObjectOrNull = field(default_factory=Raw)
+    # A JSON schema, which the engine bounds.
+    parameters: JsonObjectOrNull | UnsetType = UNSET
     strict: bool | None = None  # arguments follow the schema either way
 
 

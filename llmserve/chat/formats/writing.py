@@ -16,7 +16,8 @@ def write_calls(calls: Sequence[ToolCall], writing: Writing) -> str:
 def _write(call: ToolCall, writing: Writing) -> str:
     arguments = call.arguments
     if writing.arguments == "parameters":
-        arguments = "".join(map(_parameter, *zip(*json.loads(arguments).items(), strict=True)))
+        values = json.loads(arguments)
+        arguments = "".join(_parameter(name, value) for name, value in values.items())
     return f"{writing.before_name}{call.name}{writing.before_arguments}{arguments}{writing.after}"
 
 
