@@ -83,6 +83,13 @@ async function tool_stream(task) {
   return { name: call.toolName, arguments: call.input };
 }
 
+async function tool_auto(task) {
+  const tools = { book_trip: ai.tool({ description: "Book a trip.", inputSchema: Trip }) };
+  const answer = ai.streamText(settings(task, task.request, { tools, maxOutputTokens: 64 }));
+  const text = await answer.text;
+  return { calls: (await answer.toolCalls).map((call) => call.input), text };
+}
+
 // The SDK carries the call out and sends its result back, for the model to go on.
 async function tool_loop(task) {
   const calls = [];
@@ -127,6 +134,7 @@ await main({
   structured_stream,
   tool_call,
   tool_stream,
+  tool_auto,
   tool_loop,
   embeddings,
   error,
