@@ -63,12 +63,16 @@ calls: st.SearchStrategy[list[tuple[str, Any]]] = st.lists(
 
 
 def runtime_of(written: Format, *, with_controls: bool) -> FakeRuntime:
-    markers = [m for m in markers_of(written, None) if len(m) > 3] if with_controls else []
+    markers = (
+        [m for m in markers_of(written, None, with_calls=True) if len(m) > 3]
+        if with_controls
+        else []
+    )
     return FakeRuntime(controls=markers)
 
 
 def controls_of(runtime: FakeRuntime, written: Format) -> dict[str, int]:
-    found = {m: runtime.find_marker(m) for m in markers_of(written, None)}
+    found = {m: runtime.find_marker(m) for m in markers_of(written, None, with_calls=True)}
     return {text: marker.token for text, marker in found.items() if marker}
 
 
