@@ -22,6 +22,7 @@ from llmserve.errors import InvalidRequestError
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 _SWITCHES = ("enable_thinking", "thinking")  # by which templates turn thoughts on and off
 _EFFORT = "reasoning_effort"
+_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}  # what models know
 
 _PROBE_TOOL = Tool("probe_tool", "A probe.", '{"type": "object", "properties": {}}')
 _PROBE_CALL = ToolCall("probeid01", "probe_tool", '{"probe_key": "probe_value"}')
@@ -109,7 +110,7 @@ class ChatStyle:
             )
         variables: dict[str, Any] = dict.fromkeys(switches, effort != "none")
         if has_effort:
-            variables[_EFFORT] = "low" if effort == "minimal" else effort
+            variables[_EFFORT] = _EFFORTS.get(effort, effort)
         return variables
 
     # -- what the template can do with tools ------------------------------------------------------

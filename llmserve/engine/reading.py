@@ -39,6 +39,7 @@ class Reader:
             first=THOUGHT if reading.starts_in_thought else START,
             value_types=reading.value_types,
         )
+        self._stops = stops
         self._shown = TextStream(stops)
         self.num_thought_tokens = 0
 
@@ -85,10 +86,16 @@ class Reader:
                 if shown.stop is not None:
                     return Piece("", shown.stop, tuple(read))
             else:
-                # No stop string goes across a thought or a call.
-                read += _as_segments(self._shown.flush()).segments or ()
-                read.append(segment)
+                read += [*self._interrupt(), segment]
         return Piece("", None, tuple(read))
+
+    def _interrupt(self) -> Sequence[Segment]:
+        """What was held back: no stop string goes across a thought or a call."""
+        if not self._shown.held_len:
+            return ()
+        held = _as_segments(self._shown.flush())
+        self._shown = TextStream(self._stops)
+        return held.segments or ()
 
 
 def _as_segments(piece: Piece) -> Piece:

@@ -24,7 +24,14 @@ from llmserve.engine import llama, llama_call, prompt
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.logprobs import sampled_logprob
-from llmserve.engine.runtime import AbortedError, Chunk, InfillTokens, Logits, OutOfCellsError
+from llmserve.engine.runtime import (
+    AbortedError,
+    Chunk,
+    InfillTokens,
+    Logits,
+    Marker,
+    OutOfCellsError,
+)
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
 from tests.tiny_models import write_llama
@@ -272,6 +279,15 @@ def test_special_tokens_are_recognised_and_have_no_text(runtime: LlamaRuntime) -
     assert len(tokens) == 5
     assert runtime.token_bytes(tokens[0]) == runtime.token_bytes(tokens[-1]) == b""
     assert b"".join(map(runtime.token_bytes, tokens)) == b"user\nHi"
+
+
+def test_markers_are_tokens_of_their_own(runtime: LlamaRuntime) -> None:
+    found = runtime.find_marker("<|im_end|>")
+    assert found is not None
+    assert found.is_control
+    assert tokens_of(runtime, "<|im_end|>") == [found.token]
+    assert runtime.find_marker("<tool_call>") is None  # several tokens
+    assert runtime.find_marker("[") == Marker(tokens_of(runtime, "[")[0], is_control=False)
 
 
 def test_half_a_surrogate_pair_is_refused(runtime: LlamaRuntime) -> None:

@@ -7,8 +7,11 @@ from llmserve.api.openai.completions import completions
 from llmserve.api.openai.embeddings import embeddings
 from llmserve.api.openai.errors import describe_error, describe_response_error
 from llmserve.api.openai.models import get_model, list_models
+from llmserve.api.openai.operations import OPERATIONS
 from llmserve.api.openai.responses import responses
 from llmserve.api.openai.tokens import apply_template, detokenize, tokenize, tokenizer_info
+
+__all__ = ["DESCRIBES", "OPERATIONS", "ROUTES"]
 
 ROUTES = [
     Route("/v1/models", list_models),

@@ -61,7 +61,8 @@ def refuse(
     """
     for name, harmless in fields.items():
         value = getattr(wire, name)
-        if value is not None and value not in harmless:
+        # As JSON has them: 0 is not false.
+        if value is not None and (type(value), value) not in [(type(h), h) for h in harmless]:
             field = prefix + name
             why = f": {reason}" if reason else ""
             raise UnsupportedFieldError(f"{field} is not supported{why}", param=field)

@@ -18,9 +18,13 @@ from llmserve.api.schemas.fields import (
     Temperature,
 )
 
-Refused: TypeAlias = Annotated[
-    Any, Meta(description="Not supported.", extra_json_schema={"type": "null"})
-]
+
+def refused_but(*harmless: object) -> Meta:
+    """Of a field that is not supported: the values that ask for nothing."""
+    return Meta(description="Not supported.", extra_json_schema={"enum": [None, *harmless]})
+
+
+Refused: TypeAlias = Annotated[Any, refused_but()]
 Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
 C = TypeVar("C")
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.schemas.fields import JsonObject, MaxTokens
-from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused
+from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
+from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused, refused_but
 from llmserve.api.schemas.openai_tools import (
     AnswerCall,
     Call,
@@ -43,7 +43,7 @@ class Message(Struct, forbid_unknown_fields=True):
     annotations: Inert = None
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TemplateVariables = dict[str, Any]  # as llama-server and vLLM take them
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=4096)]
 
@@ -52,7 +52,7 @@ class JsonSchema(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     description: str | None = None
     # As it was sent: decoding would lose what Python's types do not hold.
-    schema: JsonObject = field(default_factory=Raw)
+    schema: JsonObjectOrNull = field(default_factory=Raw)
     strict: bool | None = None  # the answer follows the schema either way
 
 
@@ -82,13 +82,13 @@ class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     prompt_cache_retention: Inert = None
     prompt_cache_options: Inert = None
 
-    functions: Refused = None
-    function_call: Refused = None
-    modalities: Refused = None
+    functions: Annotated[Any, refused_but([])] = None
+    function_call: Annotated[Any, refused_but("none")] = None
+    modalities: Annotated[Any, refused_but(["text"])] = None
     audio: Refused = None
     moderation: Refused = None
     prediction: Refused = None
-    verbosity: Refused = None
+    verbosity: Annotated[Any, refused_but("medium")] = None
     web_search_options: Refused = None
 
 

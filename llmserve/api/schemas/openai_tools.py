@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from llmserve.api.schemas.fields import JsonObject
+from llmserve.api.schemas.fields import JsonObjectOrNull
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -16,7 +16,8 @@ CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 class Function(Struct, forbid_unknown_fields=True):
     name: ToolName
     description: Annotated[str, Meta(max_length=65536)] | None = None
-    parameters: JsonObject | UnsetType = UNSET  # a JSON schema, or null
+    # A JSON schema, which the engine bounds.
+    parameters: JsonObjectOrNull | UnsetType = UNSET
     strict: bool | None = None  # arguments follow the schema either way
 
 

@@ -5,22 +5,19 @@ where the parts are cut); nothing gets lost: what turns out to be no call is sho
 only markers and the whitespace around them disappear.
 """
 
-import json
 import re
 import secrets
 import string
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llmserve.chat.formats.json_scan import JsonScan
+from llmserve.chat.formats.json_text import JsonScan, read_call
 from llmserve.chat.formats.table import START, TEXT, Kind, State
+from llmserve.chat.formats.values import ValueTypes, WrittenObject
 from llmserve.core import Delta, Part, ReasoningDelta, ToolCallDelta
 
-# By tool and parameter: the JSON types of its value. What is not there can be anything.
-ValueTypes = Mapping[str, Mapping[str, frozenset[str]]]
-
-NO_TYPES: ValueTypes = MappingProxyType({})
+NO_TYPES: Mapping[str, ValueTypes] = MappingProxyType({})
 
 _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
@@ -36,14 +33,14 @@ class Segment(NamedTuple):
 
 
 class Parser:
-    """Runs the states of one answer."""
+    """Runs the states of one answer. `value_types`: of the parameters of each tool."""
 
     def __init__(
         self,
         states: Mapping[str, State],
         *,
         first: str = START,
-        value_types: ValueTypes = NO_TYPES,
+        value_types: Mapping[str, ValueTypes] = NO_TYPES,
     ) -> None:
         self._states = states
         self._value_types = value_types
@@ -60,9 +57,7 @@ class Parser:
         self._num_scanned = 0  # characters of the buffer
         self._in_arguments = False
         self._in_tail = False  # of an object, after the arguments
-        self._param = ""
-        self._is_first_value = True
-        self._is_value_start = True
+        self._written = WrittenObject({})
         self.num_calls = 0
         self._enter(first)
 
@@ -164,8 +159,8 @@ class Parser:
                 pass
             case Kind.TEXT | Kind.THOUGHT:
                 self._show(num_chars)
-            case Kind.VALUE if self._is_text_value:
-                self._value_piece(num_chars)
+            case Kind.VALUE:
+                self._consume_as_call(num_chars, self._written.push(self._buffer[:num_chars]))
             case _:
                 self._word += self._buffer[:num_chars]
                 self._consume(num_chars)
@@ -181,11 +176,11 @@ class Parser:
             case Kind.NAME:
                 self._tool = word.strip()
             case Kind.PARAMETERS if self._states[name].kind is not Kind.KEY:
-                self._call_piece("{}" if self._is_first_value else "}")
+                self._call_piece(self._written.close())
             case Kind.KEY:
-                self._key(word.strip())
+                self._call_piece(self._written.begin(word.strip()))
             case Kind.VALUE:
-                self._value_end(word)
+                self._call_piece(self._written.end())
         self._enter(name)
 
     def _route(self, header: str, default: str) -> str:
@@ -213,7 +208,7 @@ class Parser:
         self._num_scanned = len(self._buffer)
         if end is None:
             return False
-        call = _read_call(self._buffer[:end])
+        call = read_call(self._buffer[:end])
         if call is None:
             return self._no_call()
         self._consume(end)
@@ -251,8 +246,7 @@ class Parser:
             return False
         end = self._scan.feed(self._buffer)
         num_chars = len(self._buffer) if end is None else end
-        part = ToolCallDelta(self.num_calls - 1, self._buffer[:num_chars])
-        self._consume(num_chars, part)
+        self._consume_as_call(num_chars, self._buffer[:num_chars])
         if end is None:
             return False
         self._in_arguments = False
@@ -261,43 +255,6 @@ class Parser:
         else:
             self._enter(self._state.then)
         return True
-
-    # -- arguments one by one ---------------------------------------------------------------------
-
-    @property
-    def _types(self) -> frozenset[str]:
-        types = self._value_types.get(self._tool, {})
-        return types.get(self._param, frozenset(["string", "any"]))
-
-    @property
-    def _is_text_value(self) -> bool:
-        return self._types == {"string"}
-
-    def _key(self, name: str) -> None:
-        self._param = name
-        before = "{" if self._is_first_value else ", "
-        self._is_first_value = False
-        self._call_piece(f"{before}{_quoted(name)}: " + ('"' if self._is_text_value else ""))
-        self._is_value_start = True
-
-    def _value_piece(self, num_chars: int) -> None:
-        """A line break at either end of a value belongs to the format."""
-        text = self._buffer[:num_chars]
-        if self._is_value_start:
-            text = text.removeprefix("\n")
-            self._is_value_start = False
-        # The last line break waits for what comes after it.
-        self._word += text
-        safe = self._word.removesuffix("\n")
-        self._word = self._word[len(safe) :]
-        part = ToolCallDelta(self.num_calls - 1, _quoted(safe)[1:-1]) if safe else None
-        self._consume(num_chars, part)
-
-    def _value_end(self, word: str) -> None:
-        if self._is_text_value:  # `word` is the last line break, or nothing
-            self._call_piece('"')
-        else:
-            self._call_piece(_as_json(word.removeprefix("\n").removesuffix("\n"), self._types))
 
     # -- what comes out ---------------------------------------------------------------------------
 
@@ -313,7 +270,7 @@ class Parser:
         self._in_arguments = self._in_tail = False
         if kind is Kind.PARAMETERS and not self._has_begun:
             self._begin_call(self._tool)
-            self._is_first_value = True
+            self._written = WrittenObject(self._value_types.get(self._tool, {}))
 
     def _consume(self, num_chars: int, part: Part | None = None) -> None:
         if part is None and not self._has_begun:
@@ -335,7 +292,11 @@ class Parser:
         self._out.append(Segment(0, ToolCallDelta(self.num_calls - 1, "", new_call_id(), name)))
 
     def _call_piece(self, arguments: str) -> None:
-        self._out.append(Segment(0, ToolCallDelta(self.num_calls - 1, arguments)))
+        self._consume_as_call(0, arguments)
+
+    def _consume_as_call(self, num_chars: int, arguments: str) -> None:
+        part = ToolCallDelta(self.num_calls - 1, arguments) if arguments else None
+        self._consume(num_chars, part)
 
     def _no_call(self) -> bool:
         """Show what looked like a call, and go on with text."""
@@ -361,53 +322,3 @@ def _partial_len(text: str, markers: Mapping[str, str]) -> int:
         if any(marker.startswith(text[-size:]) for marker in markers if len(marker) > size):
             return size
     return 0
-
-
-def _read_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments of a whole object in another order than usual."""
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
-    if isinstance(arguments, str):  # some models write JSON in JSON
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    if not isinstance(name, str) or not isinstance(arguments, dict | None):
-        return None
-    return name, json.dumps(arguments or {}, ensure_ascii=False)
-
-
-def _as_json(text: str, types: frozenset[str]) -> str:
-    """A value that may be other than a string: JSON if it is of one of `types`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return _quoted(text)
-    fits = not isinstance(value, str) and ("any" in types or json_types(value) & types)
-    return text if fits else _quoted(text)
-
-
-def json_types(value: Any) -> set[str]:
-    """What a schema can call the type of a value."""
-    match value:
-        case bool():
-            return {"boolean"}
-        case int():
-            return {"integer", "number"}
-        case float():
-            return {"number"}
-        case str():
-            return {"string"}
-        case list():
-            return {"array"}
-        case dict():
-            return {"object"}
-        case _:
-            return {"null"}
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

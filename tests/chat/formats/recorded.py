@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from llmserve.chat.formats.parser import ValueTypes
 from llmserve.chat.formats.table import (
     DEEPSEEK,
     DEEPSEEK_31,
@@ -17,11 +16,12 @@ from llmserve.chat.formats.table import (
     Format,
     Thinking,
 )
+from llmserve.chat.formats.values import ValueTypes
 
 THINK, MISTRAL_THINK, SEED_THINK = THINKING
 Call = tuple[str, Any]  # the arguments decoded
 
-TYPES: ValueTypes = {
+TYPES: dict[str, ValueTypes] = {
     "write_file": {"path": frozenset(["string"]), "text": frozenset(["string"])},
     "get_weather": {
         "city": frozenset(["string"]),
