@@ -11,7 +11,7 @@ from llmserve.chat.formats.schemas import ANY_OBJECT, value_types
 from llmserve.chat.formats.table import markers_of
 from llmserve.chat.style import ChatStyle
 from llmserve.core import Constraint, Request, ToolUse
-from llmserve.engine.constraint import SCHEMA_OPTIONS, check
+from llmserve.engine.grammar import SCHEMA_OPTIONS, check
 from llmserve.engine.reading import Reading
 from llmserve.engine.runtime import Runtime
 from llmserve.errors import InvalidRequestError

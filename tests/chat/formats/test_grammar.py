@@ -17,7 +17,7 @@ from llmserve.chat.formats.schemas import argument_schema, types_of, value_types
 from llmserve.chat.formats.table import FORMATS, Format, markers_of, states_of
 from llmserve.chat.formats.writing import write_calls
 from llmserve.core import Tool, ToolCall, ToolUse
-from llmserve.engine.constraint import SCHEMA_OPTIONS
+from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.errors import InvalidRequestError
 from llmserve.testing import EOS, FakeRuntime
 from tests.api.test_fuzz import json_values
