@@ -34,8 +34,8 @@ from llmserve.core import (
     ToolUse,
 )
 from llmserve.engine import llama, llama_call, prompt
-from llmserve.engine.constraint import SCHEMA_OPTIONS
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import (
