@@ -86,9 +86,10 @@ class OpenAIProtocol:
             honoured |= {"constraint"}
         whose = _WHOSE if is_chat else f"{_WHOSE} in mode completion"
         check_honoured(request, honoured, whose, _FIX)
-        kind = request.constraint.kind if request.constraint else None
-        if kind in ("regex", "lark"):
-            raise not_honoured("response_format", _WHOSE, "use json_object or json_schema")
+        constraint = request.constraint
+        if constraint and constraint.kind not in ("json", "json_schema"):
+            field = constraint.field or "response_format"
+            raise not_honoured(field, _WHOSE, "use json_object or json_schema")
 
     def _sampling(self, request: Request) -> dict[str, object]:
         sampling = request.sampling

@@ -74,7 +74,10 @@ def check_honoured(request: Request, honoured: Collection[str], whose: str, fix:
         for name, default in _defaults(type(holder)):
             if name in honoured or name in _NOT_ASKED or getattr(holder, name) == default:
                 continue
-            raise not_honoured(_PARAMS.get(name, prefix + name), whose, fix)
+            param = _PARAMS.get(name, prefix + name)
+            if name == "constraint" and request.constraint and request.constraint.field:
+                param = request.constraint.field  # several fields can make one
+            raise not_honoured(param, whose, fix)
 
 
 @functools.cache
