@@ -6,9 +6,11 @@ After every test: no task, connection, slot or address is still held.
 import asyncio
 import contextlib
 import email.utils
+import random
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -20,7 +22,7 @@ from llmserve.remote.bounds import Bounds
 from llmserve.remote.breaker import NUM_FAILURES
 from tests.remote import hostile as h
 from tests.remote.serving import provider, remote_service
-from tests.serving import FakeService, metric, sse_events, wait_until
+from tests.serving import FakeService, metric, raw_inference, sse_events, wait_until
 
 ASK: dict[str, Any] = {"model": "cloud", "prompt": "hi", "parameters": {"max_tokens": 8}}
 BOUNDS = Bounds(answer_bytes=8 << 20)
@@ -487,3 +489,32 @@ def test_refusals_do_not_open_it(service: FakeService, upstream: h.Hostile) -> N
         for _ in range(NUM_FAILURES):
             service.post(ASK)
     assert cloud(service).state == "ready"
+
+
+# -- all of it at the same time ------------------------------------------------------------------
+
+
+def test_nothing_is_left_of_a_storm(service: FakeService, upstream: h.Hostile) -> None:
+    """Every trick at once, while clients leave at any moment; then the fixture counts."""
+    scripts = [script for _, script, *_ in OUTCOMES if script is not sends_100_mb_line]
+    scripts += [script for _, script, *_ in LATE] + [script for _, script in ODD]
+    random.seed(5)
+    upstream.play(*random.choices(scripts, k=300), h.good)
+
+    def one(number: int) -> None:
+        for address in cloud(service).addresses.all:
+            address.breaker.succeed()  # from another thread, which is as good as a success
+        body = {**ASK, "stream": number % 2 == 0}
+        if number % 3:
+            service.post(body)
+            return
+        with service.connect(raw_inference(body)) as connection:
+            connection.settimeout(random.uniform(0.001, 0.2))
+            with contextlib.suppress(TimeoutError):
+                connection.recv(65536)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(one, range(120)))
+    outcomes = service.get("/metrics").text
+    assert 'outcome="disconnected"' in outcomes
+    assert 'outcome="stop"' in outcomes
