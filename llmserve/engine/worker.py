@@ -5,7 +5,6 @@ through a queue, everything that happens leaves through `report`, once a step. H
 ends, its last report is `Ended`; the runtime belongs to whoever made it, and outlives the thread.
 """
 
-import bisect
 import logging
 import queue
 import time
@@ -29,6 +28,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.output import Piece, TextStream
+from llmserve.engine.roster import Roster, slot_of
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
 from llmserve.engine.sampling import Sampler, choose_tokens
 from llmserve.engine.scheduler import Limits, Plan, Work, plan_step
@@ -64,9 +64,7 @@ class Worker:
             prefill_chunk=PREFILL_CHUNK,
         )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._free_slots = list(range(limits.num_slots))
-        self._running: list[Sequence] = []
-        self._waiting: list[Sequence] = []  # in the order of arrival
+        self._roster = Roster(runtime)
         self._num_arrivals = 0
         self._told_load = Load()
         self._is_cramped = False  # fewer cells than the books say: nobody enters for now
@@ -122,7 +120,7 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._running or self._waiting)
+        return not (self._roster.running or self._roster.waiting)
 
     def _handle(self, command: Submit | Cancel) -> None:
         match command:
@@ -138,7 +136,7 @@ class Worker:
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
-            self._waiting.append(sequence)
+            self._roster.waiting.append(sequence)
 
     def _new_sequence(self, submit: Submit) -> Sequence:
         info = self._runtime.info
@@ -161,15 +159,14 @@ class Worker:
         )
 
     def _forget(self, request_id: int) -> None:
-        for sequence in [s for s in self._running if s.id == request_id]:
-            self._release(sequence)
-        self._waiting = [s for s in self._waiting if s.id != request_id]
+        if sequence := self._roster.find(request_id):
+            self._remove(sequence)
 
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        waiting = [] if self._is_cramped else self._waiting
-        plan = plan_step(self._running, waiting, self._limits)
+        waiting = [] if self._is_cramped else self._roster.waiting
+        plan = plan_step(self._roster.running, waiting, self._limits)
         self._apply(plan)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
@@ -189,7 +186,7 @@ class Worker:
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
         """Report what there is to say, and the load where it has changed."""
-        load = Load(len(self._running), len(self._waiting))
+        load = Load(len(self._roster.running), len(self._roster.waiting))
         changed = load != self._told_load
         self._told_load = load
         if replies or stats or changed:
@@ -199,11 +196,7 @@ class Worker:
         for sequence in plan.preempt:
             self._preempt(sequence)
         for sequence in plan.admit:
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            sequence.slot = self._free_slots.pop()
-            if sequence.started_s is None:
-                sequence.started_s = time.monotonic()
+            self._roster.enter(sequence, time.monotonic())
 
     def _decode(self, work: list[Work]) -> Logits | None:
         """The logits of `work`, or None if nothing was computed and the next plan tries again."""
@@ -218,10 +211,10 @@ class Worker:
             return self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:
             for sequence, _ in work:  # parts of the batch may have been written
-                self._rewind(sequence)
+                self._roster.rewind(sequence)
         except OutOfCellsError:
-            youngest = max(self._running, key=lambda s: s.arrival)
-            if len(self._running) > 1:
+            youngest = max(self._roster.running, key=lambda s: s.arrival)
+            if len(self._roster.running) > 1:
                 log.warning("llama.cpp found no cells for the batch; preempting one sequence")
                 self._preempt(youngest)
                 self._is_cramped = True  # or it would enter again, and again find no cells
@@ -272,7 +265,7 @@ class Worker:
         replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
         if reason is not None:
             replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
-            self._release(sequence)
+            self._remove(sequence)
         return replies
 
     def _note_logprob(
@@ -283,54 +276,29 @@ class Worker:
 
     # -- leaving ----------------------------------------------------------------------------
 
-    def _release(self, sequence: Sequence) -> None:
-        """Give the slot and its cells back."""
-        slot = _slot(sequence)
-        self._runtime.trim(slot, 0)
-        self._running.remove(sequence)
-        self._free_slots.append(slot)
-        sequence.slot = None
-        sequence.num_computed = 0
+    def _remove(self, sequence: Sequence) -> None:
+        self._roster.remove(sequence)
         self._is_cramped = False
 
-    def _rewind(self, sequence: Sequence) -> None:
-        """Make its cells hold what the books say, or nothing where the model cannot be cut."""
-        slot = _slot(sequence)
-        try:
-            self._runtime.trim(slot, sequence.num_computed)
-        except EngineError:  # a recurrent or sliding-window model
-            self._runtime.trim(slot, 0)
-            sequence.num_computed = 0
-
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue, at its place by arrival; all its tokens will be computed again."""
-        self._release(sequence)
-        bisect.insort(self._waiting, sequence, key=lambda s: s.arrival)
+        self._roster.preempt(sequence)
+        self._is_cramped = False
 
     def _cancel_all(self) -> None:
         """Finish everything as cancelled, for the end of the thread."""
         now_s = time.monotonic()
         replies: list[Reply] = []
-        for sequence in [*self._running, *self._waiting]:
+        for sequence in self._roster.clear():
             piece = sequence.text.flush()
             replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
-        self._running, self._waiting = [], []  # their cells end with the runtime
         self._tell(replies)
 
     def _fail(self, sequences: list[Sequence], message: str) -> None:
         for sequence in sequences:
-            if sequence.slot is not None:
-                self._release(sequence)
-            elif sequence in self._waiting:
-                self._waiting.remove(sequence)
+            self._remove(sequence)
         self._tell([(s.id, Failed(message)) for s in sequences])
-
-
-def _slot(sequence: Sequence) -> int:
-    assert sequence.slot is not None, "only running sequences have cells"
-    return sequence.slot
 
 
 def _off_grammar(reason: str) -> str:
@@ -346,7 +314,7 @@ def _chunk(work: Work) -> Chunk:
     sequence, num_tokens = work
     end = sequence.num_computed + num_tokens
     return Chunk(
-        slot=_slot(sequence),
+        slot=slot_of(sequence),
         start=sequence.num_computed,
         tokens=sequence.tokens[sequence.num_computed : end],
         wants_logits=end == len(sequence.tokens),

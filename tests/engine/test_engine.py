@@ -167,9 +167,9 @@ async def cells_are_free(engine: Engine, runtime: FakeRuntime) -> None:
     """Once a last request has been through, the worker has also seen every cancel before it."""
     await answer(engine, completion("last", 1))
     assert not any(runtime.cells)
-    assert not engine._worker._running
-    assert not engine._worker._waiting
-    assert sorted(engine._worker._free_slots) == list(range(runtime.limits.num_slots))
+    assert not engine._worker._roster.running
+    assert not engine._worker._roster.waiting
+    assert sorted(engine._worker._roster.free_slots) == list(range(runtime.limits.num_slots))
 
 
 def test_preempted_requests_get_the_reference_too() -> None:
@@ -540,7 +540,7 @@ def test_leaving_in_the_middle_of_a_long_prefill_interrupts_it() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await events.aclose()
-            await settle(lambda: not engine._worker._running)
+            await settle(lambda: not engine._worker._roster.running)
             assert runtime.batch_sizes == [512]
             assert not any(runtime.cells)
             gate.open(100)

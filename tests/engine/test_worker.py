@@ -114,18 +114,18 @@ class Bench:
     def check_books(self) -> None:
         """The invariants of `sequence.py`, against what the runtime really holds."""
         worker = self.worker
-        slots = [s.slot for s in worker._running if s.slot is not None]
-        assert sorted([*slots, *worker._free_slots]) == list(range(len(self.runtime.cells)))
-        for sequence in worker._running:
+        slots = [s.slot for s in worker._roster.running if s.slot is not None]
+        assert sorted([*slots, *worker._roster.free_slots]) == list(range(len(self.runtime.cells)))
+        for sequence in worker._roster.running:
             assert sequence.slot is not None
             cells = self.runtime.cells[sequence.slot]
             assert cells == sequence.tokens[: sequence.num_computed]
             assert sequence.num_pending > 0
-        assert not any(self.runtime.cells[slot] for slot in worker._free_slots)
-        for sequence in worker._waiting:
+        assert not any(self.runtime.cells[slot] for slot in worker._roster.free_slots)
+        for sequence in worker._roster.waiting:
             assert sequence.slot is None
             assert sequence.num_computed == 0
-        arrivals = [s.arrival for s in worker._waiting]
+        arrivals = [s.arrival for s in worker._roster.waiting]
         assert arrivals == sorted(arrivals)
 
     def answer(self, request_id: int) -> Answer:
@@ -281,15 +281,15 @@ def test_cancel_while_waiting_running_and_mid_prefill() -> None:
     waiting = bench.submit([6], 10)
     bench.step()
     worker = bench.worker
-    assert [s.id for s in worker._running] == [stream, prefill]
-    assert [s.id for s in worker._waiting] == [waiting]
+    assert [s.id for s in worker._roster.running] == [stream, prefill]
+    assert [s.id for s in worker._roster.waiting] == [waiting]
     worker.cancel(waiting)
     bench.step()
-    assert not worker._waiting
+    assert not worker._roster.waiting
     worker.cancel(prefill)
     bench.step()
-    assert [s.id for s in worker._running] == [stream]
-    assert sum(map(len, bench.runtime.cells)) == worker._running[0].num_computed
+    assert [s.id for s in worker._roster.running] == [stream]
+    assert sum(map(len, bench.runtime.cells)) == worker._roster.running[0].num_computed
     worker.cancel(stream)
     bench.step()
     assert not bench.is_busy
