@@ -110,7 +110,7 @@ class Folded:
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        return [ToolCall(id, name, "".join(pieces)) for id, name, pieces in self._calls]
+        return [ToolCall(call_id, name, "".join(pieces)) for call_id, name, pieces in self._calls]
 
     @property
     def finished(self) -> Finished:

@@ -558,12 +558,15 @@ def test_metrics_move() -> None:
 
 def test_metrics_show_the_queue() -> None:
     with fake_service(gated=True, num_slots=1) as service, ThreadPoolExecutor(3) as threads:
-        answers = [threads.submit(service.post, ask(max_tokens=3)) for _ in range(3)]
-        wait_until(lambda: service.gateway.num_active == 3)
-        service.step(2)
-        wait_until(lambda: service.metric("llmserve_queue_depth") == 2)
+        answers = [threads.submit(service.post, ask(max_tokens=100)) for _ in range(3)]
+
+        def two_are_queued() -> bool:
+            service.step()  # the worker looks for new requests between steps
+            return service.metric("llmserve_queue_depth") == 2
+
+        wait_until(two_are_queued)
         assert service.metric("llmserve_running_requests") == 1
-        service.step(7)
+        service.step(300)
         assert all(answer.result().status_code == 200 for answer in answers)
         wait_until(lambda: service.metric("llmserve_queue_depth") == 0)
 
