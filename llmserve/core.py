@@ -1,10 +1,10 @@
 """The language every layer shares: a request, its parameters, and the events that answer it.
 
 All Structs are frozen, so the same messages can cross a thread (or a process) boundary unchanged.
-One generation path: `Started`, then any number of parts (`Delta`, `ReasoningDelta`,
-`ToolCallDelta`), then exactly one `Finished`; a non-streaming answer folds the same events that a
-stream encodes. A failure is an exception
-(`errors.LlmserveError`) raised by the iterator instead of the next event.
+One generation path: `Started`, then any number of parts (`PromptLogprobs`, `Delta`,
+`ReasoningDelta`, `ToolCallDelta`), then exactly one `Finished`; a non-streaming answer folds the
+same events that a stream encodes. A failure is an exception (`errors.LlmserveError`) raised by the
+iterator instead of the next event.
 """
 
 from collections.abc import AsyncGenerator
@@ -91,7 +91,8 @@ class Request(Struct, frozen=True):
     """One generation, in no dialect: one of `prompt`, `prompt_tokens` and `messages` is set.
 
     `prompt_tokens` go to the model as they are, with mode completion. `num_logprobs` asks for the
-    log probability of each generated token and of that many alternatives.
+    log probability of each generated token and of that many alternatives, `prompt_logprobs` for
+    the same of the prompt's tokens. `max_tokens` 0 computes the prompt alone.
 
     `model` and `mode` None mean the default model and the model's own default mode. `max_tokens`
     None means until the model stops or the context is full. `seed` None draws one, which
@@ -109,6 +110,7 @@ class Request(Struct, frozen=True):
     stop: tuple[str, ...] = ()
     seed: int | None = None
     num_logprobs: int | None = None
+    prompt_logprobs: bool = False  # goes with num_logprobs
     constraint: Constraint | None = None
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
@@ -151,6 +153,17 @@ class SampledLogprob(Struct, frozen=True):
     top: tuple[TokenLogprob, ...]  # the most likely tokens, falling
 
 
+class PromptLogprobs(Struct, frozen=True, tag=True):
+    """Of the whole prompt, with `Request.prompt_logprobs`: once, before every other part.
+
+    Nothing comes before the first token that could make it likely: it has a text alone. These
+    texts have those of control tokens.
+    """
+
+    first: bytes
+    rest: tuple[SampledLogprob, ...]
+
+
 class Delta(Struct, frozen=True, tag=True):
     """New text. Never ends inside a character or a possible stop string.
 
@@ -184,6 +197,6 @@ class Finished(Struct, frozen=True, tag=True):
     timings: Timings
 
 
-Part = Delta | ReasoningDelta | ToolCallDelta
+Part = PromptLogprobs | Delta | ReasoningDelta | ToolCallDelta
 Event = Started | Part | Finished
 EventStream = AsyncGenerator[Event, None]  # a generator, so that leaving early can be told

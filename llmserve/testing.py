@@ -37,6 +37,7 @@ class FakeRuntime:
         num_cells: int = 256,
         num_slots: int = 4,
         max_batch: int = 32,
+        max_outputs: int = 8,
         context_length: int | None = None,
         chat_template: str | None = TEMPLATE,
         gate: threading.Semaphore | None = None,
@@ -50,7 +51,13 @@ class FakeRuntime:
             chat_template=chat_template,
             max_token_bytes=1,
         )
-        self.limits = RuntimeLimits(num_cells, num_slots, max_batch, context_length or num_cells)
+        self.limits = RuntimeLimits(
+            num_cells,
+            num_slots,
+            max_batch,
+            context_length or num_cells,
+            max(max_outputs, num_slots),
+        )
         self.cells: list[list[int]] = [[] for _ in range(num_slots)]
         self.batch_sizes: list[int] = []
         self.decoding = threading.Event()  # set while a decode call runs
@@ -92,7 +99,12 @@ class FakeRuntime:
             cells = self.cells[chunk.slot]
             assert chunk.start == len(cells), "positions must be consecutive"
             cells.extend(chunk.tokens)
-        rows = [self._logits(self.cells[c.slot]) for c in chunks if c.wants_logits]
+        assert sum(chunk.num_outputs for chunk in chunks) <= self.limits.max_outputs
+        rows = [
+            self._logits(self.cells[chunk.slot][: len(self.cells[chunk.slot]) - behind])
+            for chunk in chunks
+            for behind in reversed(range(chunk.num_outputs))
+        ]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.info.vocab_size)
 
     def _logits(self, tokens: Sequence[int]) -> Logits:

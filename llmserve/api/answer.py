@@ -23,6 +23,7 @@ from llmserve.core import (
     Event,
     Finished,
     Part,
+    PromptLogprobs,
     ReasoningDelta,
     SampledLogprob,
     Started,
@@ -75,6 +76,7 @@ class Folded:
 
     def __init__(self, started: Started) -> None:
         self.started = started
+        self.prompt_logprobs: PromptLogprobs | None = None
         self.logprobs: list[SampledLogprob] = []
         self._texts: list[str] = []
         self._reasonings: list[str] = []
@@ -83,6 +85,8 @@ class Folded:
 
     def add(self, event: Part | Finished) -> None:
         match event:
+            case PromptLogprobs():
+                self.prompt_logprobs = event
             case Delta(text, logprobs):
                 self._texts.append(text)
                 self.logprobs += logprobs

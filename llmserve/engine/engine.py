@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from llmserve.core import (
     Constraint,
-    Delta,
     Event,
     EventStream,
     Finished,
@@ -102,7 +101,7 @@ class Engine:
         return max(0, self._num_active - self.limits.num_slots)
 
     async def generate(self, request: Request) -> EventStream:
-        """`Started`, any number of `Delta`, `Finished`. Leaving early cancels.
+        """`Started`, any number of parts, `Finished`. Leaving early cancels.
 
         Raises `InvalidRequestError`, `TooLargeError`, `QueueFullError` or `ShuttingDownError`
         before the first event and `EngineError` at any time.
@@ -205,6 +204,7 @@ class Engine:
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             accepted_s=accepted_s,
             num_logprobs=request.num_logprobs,
+            prompt_logprobs=request.prompt_logprobs,
             constraint=request.constraint,
         )
 
@@ -248,7 +248,7 @@ class Engine:
         for request_id, event in report.replies:
             if events := self._requests.get(request_id):
                 events.put_nowait(event)
-                if not isinstance(event, Delta):  # the worker has forgotten it
+                if isinstance(event, Finished | Failed):  # the worker has forgotten it
                     del self._requests[request_id]
         if report.stats:
             self._on_step(report.stats)
@@ -281,6 +281,7 @@ def _check_parameters(request: Request, vocab_size: int) -> None:
             f" {MAX_LOGPROBS}",
             param="logprobs",
         )
+    assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
 
 
 def _check_constrained(request: Request) -> None:

@@ -48,6 +48,7 @@ class LlamaParams(Struct, frozen=True):
 
     context_length: int  # tokens of one sequence, and of all of them together
     max_sequences: int = 16
+    max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
 
 
@@ -83,6 +84,7 @@ class LlamaRuntime:
             num_slots=lib.llama_n_seq_max(self._context),
             max_batch=lib.llama_n_batch(self._context),
             context_length=num_cells,
+            max_outputs=params.max_outputs,
         )
         self._batch = _Batch(self.limits.max_batch)
         self._pieces: dict[int, bytes] = {}
@@ -146,6 +148,7 @@ class LlamaRuntime:
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         num_outputs = self._batch.fill(chunks)
+        assert num_outputs <= self.limits.max_outputs
         with _own_abort(self._abort_flag) as lines:
             code = lib.llama_decode(self._context, self._batch.struct)
         if lines:
@@ -203,15 +206,14 @@ class _Batch:
         """Write `chunks`; returns the number of output rows."""
         end = num_outputs = 0
         assert sum(len(chunk.tokens) for chunk in chunks) <= len(self._tokens)
-        for slot, start, tokens, wants_logits in chunks:
-            begin, end = end, end + len(tokens)
-            self._tokens[begin:end] = tokens
-            self._positions[begin:end] = range(start, start + len(tokens))
-            self._slots[begin:end] = slot
-            self._outputs[begin:end] = 0
-            if wants_logits:
-                self._outputs[end - 1] = 1
-                num_outputs += 1
+        for chunk in chunks:
+            begin, end = end, end + len(chunk.tokens)
+            self._tokens[begin:end] = chunk.tokens
+            self._positions[begin:end] = range(chunk.start, chunk.start + len(chunk.tokens))
+            self._slots[begin:end] = chunk.slot
+            self._outputs[begin : end - chunk.num_outputs] = 0
+            self._outputs[end - chunk.num_outputs : end] = 1
+            num_outputs += chunk.num_outputs
         self.struct.n_tokens = end
         return num_outputs
 
@@ -313,8 +315,9 @@ def _new_context(
     wanted.n_ctx = params.context_length
     wanted.n_batch = wanted.n_ubatch = MAX_BATCH
     wanted.n_seq_max = params.max_sequences
-    # One row a sequence at most: the default reserves logits for every token of a batch.
-    wanted.n_outputs_max = params.max_sequences
+    # The default reserves logits for every token of a batch. Below n_seq_max llama.cpp aborts.
+    assert params.max_outputs >= params.max_sequences
+    wanted.n_outputs_max = params.max_outputs
     wanted.n_threads = wanted.n_threads_batch = num_threads
     wanted.kv_unified = True
     wanted.no_perf = True

@@ -5,17 +5,18 @@ over the whole vocabulary, as vLLM's `raw_logprobs` and OpenAI's. So they do not
 sampler was to choose a token, and the chosen one need not be among the most likely.
 
 What is listed: every token whose text was shown in full, once it is. A token whose text a stop
-string cut, wholly or in part, is not; nor is the end-of-generation token.
+string cut, wholly or in part, is not. Nor is the end-of-generation token, unless the prompt's
+tokens are listed too: who asks for those counts on one entry for each token (lm-eval does).
 """
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.core import SampledLogprob, TokenLogprob
+from llmserve.core import PromptLogprobs, SampledLogprob, TokenLogprob
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
@@ -71,13 +72,47 @@ def sampled_logprob(
     return SampledLogprob(describe(token), tuple(map(describe, top)))
 
 
+class PromptScores:
+    """The log probabilities of a prompt's tokens, as the rows of logits come."""
+
+    __slots__ = ("_bytes_of", "_num_top", "_prompt", "_scores", "is_sound")
+
+    def __init__(
+        self, prompt: Sequence[int], num_top: int, bytes_of: Callable[[int], bytes]
+    ) -> None:
+        self._prompt = prompt
+        self._num_top = num_top
+        self._bytes_of = bytes_of
+        self._scores: list[SampledLogprob] = []
+        self.is_sound = True  # False: a row had no finite maximum
+
+    def push(self, begin: int, rows: Floats) -> None:
+        """Take the (n, vocab) rows of the prompt's tokens from index `begin` on.
+
+        Those that came before may come again, when a preempted prompt is computed anew.
+        """
+        for index, row in enumerate(rows, begin + 1):  # a row is about the token after its own
+            if len(self._scores) + 1 == index < len(self._prompt):
+                self.is_sound &= math.isfinite(row.max())
+                if self.is_sound:
+                    token = self._prompt[index]
+                    score = sampled_logprob(row, token, self._num_top, self._bytes_of)
+                    self._scores.append(score)
+
+    def result(self) -> PromptLogprobs:
+        """Once all rows have come."""
+        assert len(self._scores) == len(self._prompt) - 1
+        return PromptLogprobs(self._bytes_of(self._prompt[0]), tuple(self._scores))
+
+
 class LogprobStream:
     """Holds a token's log probabilities back until all its text is shown: push, then release."""
 
-    __slots__ = ("_num_shown", "_pending", "num_top")
+    __slots__ = ("_num_shown", "_pending", "lists_end", "num_top")
 
-    def __init__(self, num_top: int) -> None:
+    def __init__(self, num_top: int, *, lists_end: bool = False) -> None:
         self.num_top = num_top
+        self.lists_end = lists_end  # also the end-of-generation token, which has no text
         self._num_shown = 0  # characters
         self._pending: deque[tuple[int, SampledLogprob]] = deque()
 

@@ -5,11 +5,11 @@ Frozen Structs of plain data: they cross a thread today and can cross a process 
 
 from msgspec import Struct
 
-from llmserve.core import Constraint, Delta, Finished, SamplingParams
+from llmserve.core import Constraint, Delta, Finished, PromptLogprobs, SamplingParams
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Start a generation. `tokens` is not empty and shorter than `max_len` <= the context."""
+    """Start a generation. `tokens` is not empty and no longer than `max_len` <= the context."""
 
     id: int
     tokens: list[int]
@@ -19,6 +19,7 @@ class Submit(Struct, frozen=True, tag=True):
     seed: int
     accepted_s: float  # on the monotonic clock
     num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
+    prompt_logprobs: bool = False  # the same of the prompt's tokens; goes with num_logprobs
     constraint: Constraint | None = None  # the worker's compiler has prepared it
 
 
@@ -54,7 +55,7 @@ class Load(Struct, frozen=True, tag=True):
 
 
 Command = Submit | Cancel | Stop
-Reply = tuple[int, Delta | Finished | Failed]  # request id, what happened
+Reply = tuple[int, PromptLogprobs | Delta | Finished | Failed]  # request id, what happened
 
 
 class StepReport(Struct, frozen=True, tag=True):

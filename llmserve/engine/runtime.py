@@ -36,18 +36,24 @@ class RuntimeLimits(Struct, frozen=True):
     num_slots: int  # sequences at the same time
     max_batch: int  # tokens in one decode call
     context_length: int  # tokens in one sequence
+    max_outputs: int  # output rows of one decode call; at least num_slots
 
 
 class Chunk(NamedTuple):
     """Consecutive tokens of one sequence: `tokens[i]` goes to position `start + i` of `slot`.
 
-    With `wants_logits` the last token's logits are an output row.
+    With `wants_logits` the last token's logits are an output row, with `wants_all` every token's.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     wants_logits: bool
+    wants_all: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.tokens) if self.wants_all else int(self.wants_logits)
 
 
 class OutOfCellsError(Exception):
@@ -87,8 +93,9 @@ class Runtime(Protocol):
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute one batch, at most `max_batch` tokens, at most one chunk a slot.
 
-        Returns a (num_outputs, vocab_size) view in the order of the chunks that want logits,
-        valid until the next call. Raises `OutOfCellsError`, `AbortedError`, or `EngineError`.
+        Returns a (num_outputs, vocab_size) view in the order of the chunks and their tokens, at
+        most `max_outputs` rows, valid until the next call. Raises `OutOfCellsError`,
+        `AbortedError`, or `EngineError`.
         """
 
     def trim(self, slot: int, num_tokens: int) -> None:

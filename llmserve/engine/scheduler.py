@@ -6,7 +6,8 @@ The rules, in this order:
 2. If the free cells do not suffice for that, the youngest running sequences are preempted: they
    lose their cells and wait again at their old place. The oldest is never preempted for another.
 3. Prompt tokens fill the rest of the batch, oldest sequence first: the whole batch if nothing is
-   decoding, else at most `prefill_chunk`, which bounds how long running streams wait.
+   decoding, else at most `prefill_chunk`, which bounds how long running streams wait. A prompt
+   whose every token wants its logits takes what is left of `max_outputs` at most.
 4. Waiting sequences enter in the order of arrival while there is a slot and room for all their
    tokens plus some growth of everybody. Nobody overtakes, so nobody starves.
 """
@@ -26,6 +27,7 @@ class Limits(Struct, frozen=True):
     max_running: int  # sequences with cells
     num_cells: int  # tokens of all running sequences together
     prefill_chunk: int  # prompt tokens in a step that also decodes
+    max_outputs: int  # rows of logits in one step; at least max_running
 
 
 class Work(NamedTuple):
@@ -33,6 +35,15 @@ class Work(NamedTuple):
 
     sequence: Sequence
     num_tokens: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its logits choose the next token."""
+        return self.num_tokens == self.sequence.num_pending
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_tokens if self.sequence.wants_all_rows else int(self.is_last)
 
 
 class Plan(NamedTuple):
@@ -56,18 +67,32 @@ def plan_step(running: Seq[Sequence], waiting: Seq[Sequence], limits: Limits) ->
     work = [Work(s, 1) for s in kept if s.num_pending == 1]
     free = limits.num_cells - sum(s.num_computed for s in kept) - len(work)
     batch = limits.max_batch - len(work)
-    budget = min(batch, limits.prefill_chunk if work else limits.max_batch, free)
-    for sequence in kept:
-        if sequence.num_pending > 1 and budget > 0:
-            work.append(Work(sequence, min(sequence.num_pending, budget)))
-            budget -= work[-1].num_tokens
-    admit: list[Sequence] = []
-    if not preempt:
-        admit = _admit(kept, waiting, limits, budget)
-        for sequence in admit:
-            work.append(Work(sequence, min(sequence.num_pending, budget)))
-            budget -= work[-1].num_tokens
-    return Plan(preempt, admit, work)
+    num_tokens = min(batch, limits.prefill_chunk if work else limits.max_batch, free)
+    budget = _Budget(num_tokens, num_outputs=limits.max_outputs - len(work))
+    prompts = [budget.share(s) for s in kept if s.num_pending > 1]
+    entering = [] if preempt else _admit(kept, waiting, limits, budget)
+    work += [prompt for prompt in [*prompts, *entering] if prompt.num_tokens]
+    return Plan(preempt, [w.sequence for w in entering], work)
+
+
+class _Budget:
+    """What a step has left for prompts."""
+
+    def __init__(self, num_tokens: int, num_outputs: int) -> None:
+        self._num_tokens = num_tokens
+        self._num_outputs = num_outputs
+
+    def share(self, sequence: Sequence) -> Work:
+        """As much of a prompt as there is room for, possibly nothing."""
+        num_tokens = min(sequence.num_pending, self._num_tokens)
+        if sequence.wants_all_rows:
+            num_tokens = min(num_tokens, self._num_outputs)
+        elif self._num_outputs == 0:  # all but the last token need none
+            num_tokens = min(num_tokens, sequence.num_pending - 1)
+        work = Work(sequence, num_tokens)
+        self._num_tokens -= num_tokens
+        self._num_outputs -= work.num_outputs
+        return work
 
 
 def _make_room(
@@ -87,18 +112,20 @@ def _make_room(
 
 
 def _admit(
-    kept: list[Sequence], waiting: Seq[Sequence], limits: Limits, budget: int
-) -> list[Sequence]:
-    """Those of `waiting` that enter now: each gets at least one token of `budget`."""
-    admit: list[Sequence] = []
+    kept: list[Sequence], waiting: Seq[Sequence], limits: Limits, budget: _Budget
+) -> list[Work]:
+    """Work for those of `waiting` that enter now: each gets at least one token of `budget`."""
+    admit: list[Work] = []
     committed = sum(_footprint(s) for s in kept)
     for sequence in waiting:
         committed += _footprint(sequence)
         fits = committed <= limits.num_cells or not (kept or admit)
-        if budget <= 0 or len(kept) + len(admit) >= limits.max_running or not fits:
+        if len(kept) + len(admit) >= limits.max_running or not fits:
             break
-        admit.append(sequence)
-        budget -= min(sequence.num_pending, budget)
+        work = budget.share(sequence)
+        if not work.num_tokens:
+            break
+        admit.append(work)
     return admit
 
 

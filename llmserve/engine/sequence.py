@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
-from llmserve.core import Delta, Finished, FinishReason, Timings, Usage
-from llmserve.engine.logprobs import LogprobStream
+from llmserve.core import Delta, Finished, FinishReason, PromptLogprobs, Timings, Usage
+from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
 
@@ -27,6 +27,7 @@ class Sequence:
     accepted_s: float  # this and the following: seconds on the monotonic clock
     logprobs: LogprobStream | None = None  # where they were asked for
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
+    prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -47,6 +48,16 @@ class Sequence:
         return len(self.tokens) - self.prompt_len
 
     @property
+    def wants_all_rows(self) -> bool:
+        """Whether each token's logits are needed, so that no cell may come from a cache."""
+        return self.prompt_scores is not None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the log probabilities of its prompt, if they are wanted, are numbers."""
+        return self.prompt_scores is None or self.prompt_scores.is_sound
+
+    @property
     def is_full(self) -> bool:
         return len(self.tokens) >= self.max_len
 
@@ -62,6 +73,11 @@ class Sequence:
         self.last_token_s = now_s
         if self.first_token_s is None:
             self.first_token_s = now_s
+
+    def prompt_events(self) -> list[PromptLogprobs]:
+        """What there is to say about the prompt once it is computed, if anything is left to say."""
+        scores, self.prompt_scores = self.prompt_scores, None
+        return [] if scores is None else [scores.result()]
 
     def deltas(self, text: str) -> list[Delta]:
         """`text` to show and what it completes: one Delta, or none if there is nothing to say."""

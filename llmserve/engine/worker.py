@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 
 from llmserve.core import FinishReason
 from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
-from llmserve.engine.logprobs import LogprobStream, sampled_logprob
+from llmserve.engine.logprobs import LogprobStream, PromptScores, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
     Command,
@@ -62,6 +62,7 @@ class Worker:
             max_running=limits.num_slots,
             num_cells=limits.num_cells,
             prefill_chunk=PREFILL_CHUNK,
+            max_outputs=limits.max_outputs,
         )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._roster = Roster(runtime)
@@ -154,8 +155,17 @@ class Worker:
             ),
             text=TextStream(submit.stop),
             accepted_s=submit.accepted_s,
-            logprobs=None if submit.num_logprobs is None else LogprobStream(submit.num_logprobs),
+            logprobs=_logprob_stream(submit),
+            prompt_scores=self._prompt_scores(submit),
             matcher=self._compiler.take(submit.id) if submit.constraint else None,
+        )
+
+    def _prompt_scores(self, submit: Submit) -> PromptScores | None:
+        if not submit.prompt_logprobs:
+            return None
+        assert submit.num_logprobs is not None, "checked by the engine"
+        return PromptScores(
+            submit.tokens, submit.num_logprobs, lambda token: self._runtime.detokenize([token])
         )
 
     def _forget(self, request_id: int) -> None:
@@ -170,7 +180,7 @@ class Worker:
         self._apply(plan)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        masks = self._masks.start(w.sequence for w in plan.work if _is_last(w))
+        masks = self._masks.start(w.sequence for w in plan.work if w.is_last)
         logits = self._decode(plan.work)
         if logits is None:
             return
@@ -227,9 +237,7 @@ class Worker:
 
     def _advance(self, work: list[Work], logits: Logits, masks: Masks, now_s: float) -> list[Reply]:
         """Book the computed tokens, choose the next ones, and say what came of it."""
-        for sequence, num_tokens in work:
-            sequence.num_computed += num_tokens
-        ready = [sequence for sequence, _ in work if sequence.num_pending == 0]
+        ready, logits = _book(work, logits)
         allowed, faults = masks.wait()
         samplers = [sequence.sampler for sequence in ready]
         tokens = choose_tokens(logits, samplers, [allowed.get(s.id) for s in ready])
@@ -237,17 +245,23 @@ class Worker:
         for sequence, token, row in zip(ready, tokens, logits, strict=True):
             if sequence.id in faults:
                 self._fail([sequence], _off_grammar(faults[sequence.id]))
-            elif token is None:
+            elif token is None or not sequence.is_sound:
                 self._fail([sequence], "the model computed no finite logits for this request")
             else:
+                replies += [(sequence.id, event) for event in sequence.prompt_events()]
                 replies += self._take(sequence, token, row, now_s)
         return replies
 
     def _take(self, sequence: Sequence, token: int, row: Logits, now_s: float) -> list[Reply]:
         """Add one token, chosen from `row`, to its sequence, and end that where the token does."""
+        if sequence.is_full:  # it was for the prompt alone
+            self._release(sequence)
+            return [(sequence.id, sequence.finished(FinishReason.LENGTH, None, now_s))]
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
             piece, reason = sequence.text.flush(), FinishReason.STOP
+            if piece.stop is None and sequence.logprobs and sequence.logprobs.lists_end:
+                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
         elif fault := accept(sequence.matcher, token):
             self._fail([sequence], _off_grammar(fault))
             return []
@@ -305,9 +319,27 @@ def _off_grammar(reason: str) -> str:
     return f"the answer cannot go on as response_format demands: {reason}"
 
 
-def _is_last(work: Work) -> bool:
-    """Whether its logits choose the next token."""
-    return work.num_tokens == work.sequence.num_pending
+def _logprob_stream(submit: Submit) -> LogprobStream | None:
+    if submit.num_logprobs is None:
+        return None
+    return LogprobStream(submit.num_logprobs, lists_end=submit.prompt_logprobs)
+
+
+def _book(work: list[Work], logits: Logits) -> tuple[list[Sequence], Logits]:
+    """Note what was computed; returns whose next tokens can be chosen, and their rows."""
+    ready: list[Sequence] = []
+    last_rows: list[int] = []
+    end = 0
+    for each in work:
+        begin, end = end, end + each.num_outputs
+        sequence = each.sequence
+        if sequence.prompt_scores is not None:
+            sequence.prompt_scores.push(sequence.num_computed, logits[begin:end])
+        sequence.num_computed += each.num_tokens
+        if sequence.num_pending == 0:
+            ready.append(sequence)
+            last_rows.append(end - 1)
+    return ready, logits if len(ready) == end else logits[last_rows]
 
 
 def _chunk(work: Work) -> Chunk:
@@ -317,5 +349,6 @@ def _chunk(work: Work) -> Chunk:
         slot=slot_of(sequence),
         start=sequence.num_computed,
         tokens=sequence.tokens[sequence.num_computed : end],
-        wants_logits=end == len(sequence.tokens),
+        wants_logits=work.is_last,
+        wants_all=sequence.wants_all_rows,
     )

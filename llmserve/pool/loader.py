@@ -105,6 +105,7 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
     params = LlamaParams(
         context_length=placement.context_length,
         max_sequences=placement.max_sequences,
+        max_outputs=placement.max_outputs,
         num_threads=spec.threads,
     )
     return LlamaRuntime(locate(spec), params, on_progress=progress.update)

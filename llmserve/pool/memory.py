@@ -225,7 +225,7 @@ def _compute_bytes(hparams: Hparams, num_cells: int, options: ContextOptions) ->
     state = options.max_sequences * max(layer.state_len for layer in hparams.layers)
     activations = _F32 * (tokens * _activation_len(hparams) + state)
     logits = _F32 * outputs * (hparams.vocab_size + 2 * hparams.embedding_len)
-    output_rows = _F32 * options.max_sequences * hparams.vocab_size
+    output_rows = _F32 * options.max_outputs * hparams.vocab_size
     # The widest input of a multiplication, quantized or narrowed for the kernel.
     scratch = (
         tokens * max(hparams.feed_forward_len, hparams.query_len, 2 * hparams.inner_len) * 17 // 16

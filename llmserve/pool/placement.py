@@ -7,6 +7,7 @@ from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles
 
 MAX_SEQUENCES = 16  # more sequences make each slower, and hardly more tokens in all (README)
+MIN_OUTPUTS = 32  # rows of logits in a step, for prompts that want those of every token
 MIN_CONTEXT_LENGTH = 512  # what is offered, and then refused with the numbers, if nothing fits
 CELLS_PER_SEQUENCE = 64  # a context too small for many at a time gets fewer slots
 FALLBACK_CONTEXT_LENGTH = 4096  # for a file that does not say what it was trained on
@@ -16,6 +17,10 @@ class Placement(Struct, frozen=True):
     context_length: int  # tokens; also the number of KV cells, which all sequences share
     max_sequences: int
     size_bytes: int  # weights, KV cells and buffers: what must stay resident
+
+    @property
+    def max_outputs(self) -> int:
+        return _max_outputs(self.max_sequences)
 
     def __str__(self) -> str:
         return (
@@ -52,5 +57,11 @@ def _largest(model: ModelFiles, budget_bytes: int, options: ContextOptions) -> i
 
 def _options(max_sequences: int, repacked_types: frozenset[str]) -> ContextOptions:
     return ContextOptions(
-        max_sequences=max_sequences, max_outputs=max_sequences, repacked_types=repacked_types
+        max_sequences=max_sequences,
+        max_outputs=_max_outputs(max_sequences),
+        repacked_types=repacked_types,
     )
+
+
+def _max_outputs(max_sequences: int) -> int:
+    return max(max_sequences, MIN_OUTPUTS)

@@ -310,6 +310,23 @@ def test_rows_come_in_the_order_of_the_chunks_that_want_them(runtime: LlamaRunti
     np.testing.assert_allclose(logits, [alone[2], alone[3]], atol=TOLERANCE)
 
 
+def test_a_chunk_can_want_the_rows_of_all_its_tokens(runtime: LlamaRuntime) -> None:
+    first, last = (tokens_of(runtime, text) for text in TEXTS[:2])
+    prefixes = [first[:length] for length in range(1, len(first) + 1)]
+    alone = [decode_alone(runtime, tokens) for tokens in [*prefixes, last]]
+    logits = runtime.decode([Chunk(2, 0, first, True, wants_all=True), Chunk(0, 0, last, True)])
+    np.testing.assert_allclose(logits, alone, atol=TOLERANCE)
+
+
+def test_more_rows_than_were_reserved_are_refused_before_llama_cpp_sees_them(
+    runtime: LlamaRuntime,
+) -> None:
+    tokens = [0] * (runtime.limits.max_outputs + 1)
+    with pytest.raises(AssertionError):
+        runtime.decode([Chunk(0, 0, tokens, True, wants_all=True)])
+    assert num_tokens_in(runtime, 0) == 0
+
+
 def test_without_outputs_there_are_no_rows(runtime: LlamaRuntime) -> None:
     tokens = tokens_of(runtime, TEXTS[0])
     expected = decode_alone(runtime, tokens)

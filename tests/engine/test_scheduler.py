@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import SamplingParams
+from llmserve.engine.logprobs import PromptScores
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
 from llmserve.engine.scheduler import GROWTH_TOKENS, Limits, Plan, Work, plan_step
@@ -14,7 +15,9 @@ from llmserve.engine.sequence import Sequence
 SAMPLER = Sampler(SamplingParams(temperature=0), seed=0, vocab_size=1, eog_tokens=())
 
 
-def make_sequence(arrival: int, prompt_len: int, num_generate: int) -> Sequence:
+def make_sequence(
+    arrival: int, prompt_len: int, num_generate: int, *, wants_all_rows: bool = False
+) -> Sequence:
     return Sequence(
         id=arrival,
         arrival=arrival,
@@ -23,13 +26,19 @@ def make_sequence(arrival: int, prompt_len: int, num_generate: int) -> Sequence:
         sampler=SAMPLER,
         text=TextStream(),
         accepted_s=0.0,
+        prompt_scores=PromptScores([0] * prompt_len, 0, _no_text) if wants_all_rows else None,
     )
+
+
+def _no_text(_token: int) -> bytes:
+    return b""
 
 
 class Arrival(NamedTuple):
     step: int
     prompt_len: int
     num_generate: int
+    wants_all_rows: bool = False
 
 
 @st.composite
@@ -42,12 +51,14 @@ def scenarios(draw: st.DrawFn) -> tuple[Limits, list[Arrival]]:
         max_running=max_running,
         num_cells=num_cells,
         prefill_chunk=draw(st.integers(1, 50)),
+        max_outputs=draw(st.integers(max_running, 12)),
     )
     arrivals = []
     for _ in range(draw(st.integers(1, 10))):
         prompt_len = draw(st.integers(1, num_cells - 1))
         num_generate = draw(st.integers(1, num_cells - prompt_len))
-        arrivals.append(Arrival(draw(st.integers(0, 60)), prompt_len, min(num_generate, 40)))
+        step, wants_all_rows = draw(st.integers(0, 60)), draw(st.booleans())
+        arrivals.append(Arrival(step, prompt_len, min(num_generate, 40), wants_all_rows))
     return limits, sorted(arrivals)
 
 
@@ -70,8 +81,10 @@ class Simulation:
 
     def take_arrivals(self) -> None:
         while self._next < len(self.arrivals) and self.arrivals[self._next].step <= self.step:
-            _, prompt_len, num_generate = self.arrivals[self._next]
-            self.waiting.append(make_sequence(self._next, prompt_len, num_generate))
+            _, prompt_len, num_generate, wants_all_rows = self.arrivals[self._next]
+            self.waiting.append(
+                make_sequence(self._next, prompt_len, num_generate, wants_all_rows=wants_all_rows)
+            )
             self._next += 1
 
     def run_step(self) -> None:
@@ -95,6 +108,7 @@ class Simulation:
         for sequence, num_tokens in plan.work:
             sequence.num_computed += num_tokens
             if sequence.num_pending == 0:
+                sequence.prompt_scores = None  # told
                 sequence.add(0, 0.0)
                 if sequence.is_full:
                     self.running.remove(sequence)
@@ -113,6 +127,7 @@ def check_plan(
     assert len(work) == len(plan.work), "one piece of work a sequence"
     # Limits.
     assert plan.num_tokens <= limits.max_batch
+    assert sum(w.num_outputs for w in plan.work) <= limits.max_outputs
     active = [s for s in running if s not in plan.preempt] + plan.admit
     assert len(active) <= limits.max_running
     assert sum(s.num_computed for s in active) + plan.num_tokens <= limits.num_cells
@@ -133,8 +148,13 @@ def check_plan(
     assert set(map(id, plan.preempt)) == set(map(id, by_age[len(by_age) - len(plan.preempt) :]))
     if running:
         assert by_age[0] not in plan.preempt
-    # Prompts are served oldest first: who is behind one that waits gets nothing.
+    # Prompts are served oldest first: who is behind one that waits gets nothing, unless that one
+    # waits for output rows alone.
     prompts = [s for s in [*by_age, *plan.admit] if s not in plan.preempt and s not in decoding]
+    if sum(w.num_outputs for w in plan.work) == limits.max_outputs:
+        prompts = [
+            s for s in prompts if not s.wants_all_rows and s.num_pending - work.get(id(s), 0) != 1
+        ]
     served = [work.get(id(s), 0) for s in prompts]
     unfinished = [s.num_pending > n for s, n in zip(prompts, served, strict=True)]
     for index, is_unfinished in enumerate(unfinished):
@@ -145,7 +165,7 @@ def check_plan(
 
 @settings(max_examples=300)
 @given(scenarios())
-@example((Limits(1, 1, 2, 1), [Arrival(0, 1, 1), Arrival(0, 1, 1)]))
+@example((Limits(1, 1, 2, 1, 1), [Arrival(0, 1, 1), Arrival(0, 1, 1)]))
 def test_every_sequence_finishes(scenario: tuple[Limits, list[Arrival]]) -> None:
     """Within a bound: the oldest computes at least one token in every second step (where it gets
     none, the cells are full, and the next step preempts), and nobody overtakes it.
@@ -182,7 +202,7 @@ def test_the_oldest_is_never_held_up_by_the_others(
             idle = (oldest, computed)
 
 
-LIMITS = Limits(max_batch=32, max_running=4, num_cells=256, prefill_chunk=8)
+LIMITS = Limits(max_batch=32, max_running=4, num_cells=256, prefill_chunk=8, max_outputs=6)
 
 
 def running_sequence(arrival: int, num_tokens: int, num_computed: int) -> Sequence:
@@ -208,11 +228,21 @@ def test_beside_a_stream_a_prompt_takes_a_chunk() -> None:
 
 
 def test_streams_come_before_an_older_prompt_which_takes_the_rest_of_the_batch() -> None:
-    limits = Limits(max_batch=3, max_running=3, num_cells=256, prefill_chunk=8)
+    limits = Limits(max_batch=3, max_running=3, num_cells=256, prefill_chunk=8, max_outputs=3)
     prompt = running_sequence(0, 10, 0)
     streams = [running_sequence(1, 10, 9), running_sequence(2, 10, 9)]
     plan = plan_step([prompt, *streams], [], limits)
     assert plan.work == [Work(streams[0], 1), Work(streams[1], 1), Work(prompt, 1)]
+
+
+def test_a_prompt_that_wants_all_its_rows_leaves_the_rest_of_the_batch_to_others() -> None:
+    stream = running_sequence(0, 10, 9)
+    scored = make_sequence(1, 100, 10, wants_all_rows=True)
+    long, short = make_sequence(2, 2, 10), make_sequence(3, 1, 10)
+    plan = plan_step([stream], [scored, long, short], LIMITS)
+    # No row is left for the last token of `long`, and none at all for `short`.
+    assert plan.work == [Work(stream, 1), Work(scored, 5), Work(long, 1)]
+    assert plan.admit == [scored, long]
 
 
 def test_entering_needs_room_to_grow() -> None:
@@ -230,7 +260,7 @@ def test_nobody_overtakes_a_large_prompt() -> None:
 
 
 def test_the_youngest_makes_room_and_nobody_enters_meanwhile() -> None:
-    limits = Limits(max_batch=32, max_running=4, num_cells=30, prefill_chunk=8)
+    limits = Limits(max_batch=32, max_running=4, num_cells=30, prefill_chunk=8, max_outputs=4)
     old, young = running_sequence(0, 16, 15), running_sequence(1, 16, 15)
     waiting = make_sequence(2, 1, 1)
     plan = plan_step([young, old], [waiting], limits)

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.core import Delta, Finished, FinishReason, SampledLogprob, SamplingParams
+from llmserve.core import (
+    Delta,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    SampledLogprob,
+    SamplingParams,
+)
 from llmserve.engine import worker as worker_module
 from llmserve.engine.messages import (
     Ended,
@@ -37,6 +44,7 @@ class Bench:
         self.worker = Worker(runtime, self._note)
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[SampledLogprob]] = {}
+        self.prompts: dict[int, PromptLogprobs] = {}
         self.ends: dict[int, Finished | Failed] = {}
         self.stats: list[StepStats] = []
         self.loads: list[Load] = []
@@ -50,7 +58,11 @@ class Bench:
             return
         for request_id, event in report.replies:
             assert request_id not in self.ends, "nothing may follow the last event"
-            if isinstance(event, Delta):
+            if isinstance(event, PromptLogprobs):
+                assert request_id not in self.prompts, "the prompt is told once"
+                assert not self.texts[request_id], "the prompt is told first"
+                self.prompts[request_id] = event
+            elif isinstance(event, Delta):
                 assert event.text or event.logprobs
                 self.texts[request_id] += event.text
                 self.logprobs[request_id] += event.logprobs
@@ -70,6 +82,7 @@ class Bench:
         stops: tuple[str, ...] = (),
         seed: int = 0,
         num_logprobs: int | None = None,
+        prompt_logprobs: bool = False,
     ) -> int:
         request_id = self._num_submitted
         self._num_submitted += 1
@@ -85,6 +98,7 @@ class Bench:
                 seed=seed,
                 accepted_s=0.0,
                 num_logprobs=num_logprobs,
+                prompt_logprobs=prompt_logprobs,
             )
         )
         return request_id
