@@ -255,7 +255,7 @@ class Worker:
     def _take(self, sequence: Sequence, token: int, row: Logits, now_s: float) -> list[Reply]:
         """Add one token, chosen from `row`, to its sequence, and end that where the token does."""
         if sequence.is_full:  # it was for the prompt alone
-            self._release(sequence)
+            self._remove(sequence)
             return [(sequence.id, sequence.finished(FinishReason.LENGTH, None, now_s))]
         sequence.add(token, now_s)
         if token in self._runtime.info.eog_tokens:
