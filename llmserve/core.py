@@ -114,6 +114,7 @@ class Request(Struct, frozen=True):
     constraint: Constraint | None = None
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
+    cache_namespace: str = ""  # requests with another one share no cached prefix with this one
 
 
 class Usage(Struct, frozen=True):

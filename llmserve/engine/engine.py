@@ -59,6 +59,7 @@ class Engine:
         on_step: Callable[[StepStats], None] = lambda stats: None,
         on_load: Callable[[Load], None] = lambda load: None,
         thread: ModelThread | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
@@ -79,7 +80,9 @@ class Engine:
         self._thread = thread or ModelThread(f"worker-{name}")
         self._compiler = Compiler(runtime.grammar_tokenizer)
         self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
-        self._worker = Worker(runtime, self._report, self._compiler)
+        self._worker = Worker(
+            runtime, self._report, self._compiler, prefix_cache_bytes=prefix_cache_bytes
+        )
         self._worker.start(self._thread)
 
     @property
@@ -206,6 +209,7 @@ class Engine:
             num_logprobs=request.num_logprobs,
             prompt_logprobs=request.prompt_logprobs,
             constraint=request.constraint,
+            namespace=request.cache_namespace,
         )
 
     async def _compile(self, request_id: int, constraint: Constraint) -> None:

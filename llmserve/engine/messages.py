@@ -21,6 +21,7 @@ class Submit(Struct, frozen=True, tag=True):
     num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
     prompt_logprobs: bool = False  # the same of the prompt's tokens; goes with num_logprobs
     constraint: Constraint | None = None  # the worker's compiler has prepared it
+    namespace: str = ""  # whose cached prefixes it may use, and who may use its
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -65,7 +65,7 @@ def plan_step(running: Seq[Sequence], waiting: Seq[Sequence], limits: Limits) ->
     """
     kept, preempt = _make_room(sorted(running, key=lambda s: s.arrival), limits.num_cells)
     work = [Work(s, 1) for s in kept if s.num_pending == 1]
-    free = limits.num_cells - sum(s.num_computed for s in kept) - len(work)
+    free = limits.num_cells - sum(s.num_own_cells for s in kept) - len(work)
     batch = limits.max_batch - len(work)
     num_tokens = min(batch, limits.prefill_chunk if work else limits.max_batch, free)
     budget = _Budget(num_tokens, num_outputs=limits.max_outputs - len(work))
@@ -101,7 +101,7 @@ def _make_room(
     """Split into those that stay, with room for a step, and the youngest, which must go."""
     kept, preempt = list(oldest_first), []
     while kept:
-        used = sum(s.num_computed for s in kept)
+        used = sum(s.num_own_cells for s in kept)
         decoding = sum(s.num_pending == 1 for s in kept)
         # Without a decoding row one free cell is enough to go on with some prompt.
         if used + max(1, decoding) <= num_cells:
@@ -131,4 +131,4 @@ def _admit(
 
 def _footprint(sequence: Sequence) -> int:
     """The cells that a sequence will hold before long."""
-    return min(len(sequence.tokens) + GROWTH_TOKENS, sequence.max_len)
+    return min(len(sequence.tokens) + GROWTH_TOKENS, sequence.max_len) - sequence.num_shared

@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 
 from llmserve.core import FinishReason
 from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
+from llmserve.engine.kv import KvCache
 from llmserve.engine.logprobs import LogprobStream, PromptScores, sampled_logprob
 from llmserve.engine.messages import (
     Cancel,
@@ -50,8 +51,10 @@ class Worker:
         runtime: Runtime,
         report: Callable[[Report], None],
         compiler: Compiler | None = None,
+        *,
+        prefix_cache_bytes: int = 0,
     ) -> None:
-        """`compiler` has prepared every submitted constraint."""
+        """`compiler` has prepared every submitted constraint; the cache is what may be parked."""
         self._runtime = runtime
         self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
         self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
@@ -65,7 +68,8 @@ class Worker:
             max_outputs=limits.max_outputs,
         )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._roster = Roster(runtime)
+        self._kv = KvCache(runtime, prefix_cache_bytes)
+        self._roster = Roster(runtime, self._kv)
         self._num_arrivals = 0
         self._told_load = Load()
         self._is_cramped = False  # fewer cells than the books say: nobody enters for now
@@ -158,6 +162,7 @@ class Worker:
             logprobs=_logprob_stream(submit),
             prompt_scores=self._prompt_scores(submit),
             matcher=self._compiler.take(submit.id) if submit.constraint else None,
+            namespace=submit.namespace,
         )
 
     def _prompt_scores(self, submit: Submit) -> PromptScores | None:
@@ -175,9 +180,11 @@ class Worker:
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        waiting = [] if self._is_cramped else self._roster.waiting
+        waiting = [] if self._is_cramped else self._kv.ready(self._roster.waiting)
         plan = plan_step(self._roster.running, waiting, self._limits)
         self._apply(plan)
+        work = [Work(s, min(num_tokens, s.num_pending)) for s, num_tokens in plan.work]
+        plan = plan._replace(work=self._kv.clip(work))
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
         masks = self._masks.start(w.sequence for w in plan.work if w.is_last)
@@ -186,6 +193,7 @@ class Worker:
             return
         now_s = time.monotonic()
         replies = self._advance(plan.work, logits, masks, now_s)
+        self._kv.note(plan.work)
         num_decoded = sum(work.num_tokens == 1 for work in plan.work)
         stats = StepStats(
             num_decoded=num_decoded,
