@@ -15,6 +15,8 @@ from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
 
+BATCH_PATIENCE_S = 120.0  # after which a batch request no longer waits for interactive ones
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -28,6 +30,8 @@ class Sequence:
     logprobs: LogprobStream | None = None  # where they were asked for
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
+    is_batch: bool = False  # nobody waits for it
+    deterministic: bool = False  # alone in its steps, and none of its cells from a cache
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -46,6 +50,10 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    def yields(self, now_s: float) -> bool:
+        """Whether it makes room for interactive requests."""
+        return self.is_batch and now_s - self.accepted_s < BATCH_PATIENCE_S
 
     @property
     def wants_all_rows(self) -> bool:
