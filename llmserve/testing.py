@@ -10,6 +10,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    InfillTokens,
     Logits,
     ModelInfo,
     OutOfCellsError,
@@ -40,6 +41,7 @@ class FakeRuntime:
         max_outputs: int = 8,
         context_length: int | None = None,
         chat_template: str | None = TEMPLATE,
+        infill: InfillTokens | None = None,
         gate: threading.Semaphore | None = None,
     ) -> None:
         self.info = ModelInfo(
@@ -50,6 +52,7 @@ class FakeRuntime:
             eos_text="",
             chat_template=chat_template,
             max_token_bytes=1,
+            infill=infill,
         )
         self.limits = RuntimeLimits(
             num_cells,
@@ -65,7 +68,7 @@ class FakeRuntime:
         self._gate = gate
         self._aborted = threading.Event()
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         assert not self.closed
         return list(text.encode())
 

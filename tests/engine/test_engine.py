@@ -596,7 +596,7 @@ class SlowTokenizer(FakeRuntime):
         self.tokenizing = threading.Event()
         self.may_tokenize = threading.Event()
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         self.tokenizing.set()
         assert self.may_tokenize.wait(60)
         return super().tokenize(text, add_special=add_special)
@@ -621,7 +621,9 @@ def test_leaving_while_the_prompt_is_tokenized() -> None:
 
 def test_a_long_prompt_holds_up_nobody_elses_tokenization() -> None:
     class SlowOnLong(SlowTokenizer):
-        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        def tokenize(
+            self, text: str, *, add_special: bool, parse_special: bool = True
+        ) -> list[int]:
             if len(text) > 10:
                 return super().tokenize(text, add_special=add_special)
             return FakeRuntime.tokenize(self, text, add_special=add_special)
