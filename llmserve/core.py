@@ -103,6 +103,7 @@ class Request(Struct, frozen=True):
     prompt: str | None = None
     prompt_tokens: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
+    suffix: str | None = None  # what follows the answer; with mode completion
     mode: Mode | None = None
     system: str | None = None
     sampling: SamplingParams = SamplingParams()

@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llmserve.core import Event, Finished, Started
+from llmserve.core import Event, Finished, PromptLogprobs, Started
 from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -107,7 +107,7 @@ class RequestMeter:
     def see(self, event: Event) -> None:
         metrics = self._metrics
         match event:
-            case Started():
+            case Started() | PromptLogprobs():
                 pass
             case Finished(reason, _, usage, timings):
                 self._outcome = reason

@@ -10,6 +10,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    InfillTokens,
     Logits,
     ModelInfo,
     OutOfCellsError,
@@ -44,6 +45,7 @@ class FakeRuntime:
         context_length: int | None = None,
         chat_template: str | None = TEMPLATE,
         can_cut: bool = True,
+        infill: InfillTokens | None = None,
         gate: threading.Semaphore | None = None,
     ) -> None:
         self.info = ModelInfo(
@@ -54,6 +56,7 @@ class FakeRuntime:
             eos_text="",
             chat_template=chat_template,
             max_token_bytes=1,
+            infill=infill,
         )
         self.limits = RuntimeLimits(
             num_cells,
@@ -72,7 +75,7 @@ class FakeRuntime:
         self._gate = gate
         self._aborted = threading.Event()
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         assert not self.closed
         return list(text.encode())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.api.app import ROUTES
+from llmserve.api.schemas.responses import ResponsesRequest
 from llmserve.registry.config import ModelSpec, ServerConfig, load_config
 from tests.test_real_server import CURL
 
@@ -37,6 +38,14 @@ def test_the_readme_has_every_key_and_no_other(title: str, keys: list[str]) -> N
     first_column = re.findall(r"^\| (`.*?) \|", table_of(title), re.MULTILINE)
     named = re.findall(r"`(\w+)`", " ".join(first_column))
     assert sorted(named) == sorted(keys)
+
+
+def test_the_readme_has_every_field_of_a_response() -> None:
+    first_column = re.findall(
+        r"^\| (`.*?) \|", table_of("field of `POST /v1/responses`"), re.MULTILINE
+    )
+    named = set(re.findall(r"`(\w+)", " ".join(first_column)))
+    assert set(ResponsesRequest.__struct_fields__) <= named
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)

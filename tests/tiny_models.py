@@ -44,7 +44,10 @@ class TinyModel:
             else:
                 self.writer.add_array(key, list(value))
 
-    def add_vocabulary(self, num_tokens: int, *, chat_template: str | None = None) -> None:
+    def add_vocabulary(
+        self, num_tokens: int, *, chat_template: str | None = None, infill: bool = False
+    ) -> None:
+        """With `infill` the last three are the tokens that fill in the middle."""
         byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
         words = [f"▁w{i}" for i in range(num_tokens - len(_SPECIAL_TOKENS) - 256)]
         tokens = [*_SPECIAL_TOKENS, *byte_tokens, *words]
@@ -60,6 +63,8 @@ class TinyModel:
         self.writer.add_unk_token_id(0)
         if chat_template is not None:
             self.writer.add_chat_template(chat_template)
+        for index, name in enumerate(("pre", "suf", "mid") if infill else (), num_tokens - 3):
+            self.writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", index)
 
     def weight(self, name: str, num_in: int, *rest: int) -> None:
         """A matrix (or stack of them) of the model's weight type; `num_in` is the row length."""
@@ -115,6 +120,7 @@ def write_llama(
     qkv_bias: bool = False,
     weights: WeightType = "q8_0",
     chat_template: str | None = CHAT_TEMPLATE,
+    infill: bool = False,
     settings: Mapping[str, int | float | bool | str | Sequence[int]] | None = None,
     seed: int = 0,
 ) -> Path:
@@ -127,7 +133,7 @@ def write_llama(
     if experts:
         model.set({"expert_count": experts, "expert_used_count": experts_used})
     model.set(settings or {})
-    model.add_vocabulary(vocab, chat_template=chat_template)
+    model.add_vocabulary(vocab, chat_template=chat_template, infill=infill)
     _add_embeddings(model, embedding, vocab, tied=tied)
     for i in range(layers):
         block = f"blk.{i}"

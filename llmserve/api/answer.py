@@ -138,7 +138,7 @@ class FoldedAnswer(Answer):
                 folded.append(Folded(event))
             else:
                 folded[index].add(event)
-        await _send_body(send, self._render(folded))
+        await send_body(send, self._render(folded))
 
 
 class StreamedAnswer(Answer, Generic[T]):
@@ -171,12 +171,16 @@ class StreamedAnswer(Answer, Generic[T]):
             async for event in self._events:
                 await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
-            await self._send_part(send, sse_event(encode_error(error, self._describe_error)))
+            await self._send_part(send, self._encode_failure(error))
             if not isinstance(error, LlmserveError):
                 log.exception("a stream failed")
         finally:
             keep_alive.cancel()
         await send({"type": "http.response.body", "body": b""})
+
+    def _encode_failure(self, error: Exception) -> bytes:
+        """The last event of a stream that fails."""
+        return sse_event(encode_error(error, self._describe_error))
 
     async def _send_part(self, send: Send, part: bytes) -> None:
         if part:
@@ -195,9 +199,10 @@ class StreamedAnswer(Answer, Generic[T]):
                 await self._send_part(send, KEEP_ALIVE)
 
 
-def sse_event(data: bytes) -> bytes:
-    """One unnamed server-sent event; `data` is JSON, so it has no line break."""
-    return b"data: " + data + b"\n\n"
+def sse_event(data: bytes, name: str | None = None) -> bytes:
+    """One server-sent event; `data` is JSON, so it has no line break."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + data + b"\n\n"
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -205,7 +210,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _send_body(send: Send, body: bytes) -> None:
+async def send_body(send: Send, body: bytes) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, ops
 from llmserve.api.inference import inference
-from llmserve.api.openai.errors import describe_error as describe_openai
 from llmserve.api.request_id import RequestIds
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
@@ -42,9 +41,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         routes=ROUTES,
         lifespan=lifespan,
         exception_handlers={
-            LlmserveError: errors.LlmserveErrorHandler(
-                dict.fromkeys(openai.PATHS, describe_openai)
-            ),
+            LlmserveError: errors.LlmserveErrorHandler(openai.DESCRIBES),
             HTTPException: errors.on_http_exception,
             ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,

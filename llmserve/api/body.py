@@ -2,14 +2,17 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Raw, Struct
 from starlette.requests import Request
 
 from llmserve.errors import InvalidRequestError, TooLargeError
 
 T = TypeVar("T")
+Schema = dict[str, Any]
 
 
 class BodyTooLargeError(TooLargeError):
@@ -22,6 +25,10 @@ class UnknownFieldError(InvalidRequestError):
 
 class MissingFieldError(InvalidRequestError):
     """The body lacks a field that it must have."""
+
+
+class UnknownKindError(InvalidRequestError):
+    """A part of the body is of a `type` that the dialect does not have, or we do not support."""
 
 
 _MAX_SHOWN = 80  # characters of a wrong value in a message
@@ -44,33 +51,53 @@ def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
 
 
-def decode_body(body: bytes, wire_type: type[T]) -> T:
-    """`body` as `wire_type`, or an `InvalidRequestError` naming field, value and allowed range."""
+def decode_body(body: bytes | Raw, wire_type: type[T], *, at: str = "") -> T:
+    """`body` as `wire_type`, or an `InvalidRequestError` naming field, value and allowed range.
+
+    `at` is the path of a part that is decoded by itself.
+    """
     try:
         return msgspec.json.decode(body, type=wire_type)
     except msgspec.ValidationError as error:
-        raise _explain(str(error), body, wire_type) from error
+        raise _explain(str(error), bytes(body), wire_type, at) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidRequestError("the body is nested too deeply") from error
 
 
-def _explain(message: str, body: bytes, wire_type: type[object]) -> InvalidRequestError:
-    what, is_key, path = _split(message)
+class _Kind(Struct):
+    type: str | None = None
+
+
+def decode_kind(body: Raw, kinds: Mapping[str | None, type[T]], *, at: str) -> T:
+    """A part of a body, whose `type` says which of `kinds` it is. Raises `UnknownKindError`."""
+    kind = decode_body(body, _Kind, at=at).type
+    if kind not in kinds:
+        known = ", ".join(str(kind) for kind in kinds if kind)
+        raise UnknownKindError(
+            f"{at} is of type {_shown(kind)}, which is not supported; the types are: {known}",
+            param=f"{at}.type",
+        )
+    return decode_body(body, kinds[kind], at=at)
+
+
+def _explain(message: str, body: bytes, wire_type: type[object], at: str) -> InvalidRequestError:
+    what, is_key, inner = _split(message)
+    path = _join(at, inner)
     if unknown := re.search(r"unknown field `(.*)`", what, re.DOTALL):
-        return _unknown_field(_clipped(unknown[1]), path, wire_type)
+        return _unknown_field(_clipped(unknown[1]), path, _schema_at(inner, wire_type))
     if missing := re.search(r"missing required field `(.*)`", what):
         field = _join(path, missing[1])
         return MissingFieldError(f"{field} is missing", param=field)
     if is_key:
         return InvalidRequestError(f"a key of {path} is wrong: {what}", param=path)
     try:
-        value = _shown(_value_at(path, msgspec.json.decode(body)))
+        value = _shown(_value_at(inner, msgspec.json.decode(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
         # msgspec stops at the first fault: a later one, or a repeated key, can spoil the rest.
         value = "wrong"
-    allowed = _describe(_schema_at(path, wire_type), _definitions(wire_type))
+    allowed = _describe(_schema_at(inner, wire_type), _definitions(wire_type))
     return InvalidRequestError(
         f"{path or 'the body'} is {value}; it must be {allowed}", param=path or None
     )
@@ -85,8 +112,8 @@ def _split(message: str) -> tuple[str, bool, str]:
     return (match[1], bool(match[2]), match[3]) if match else (message, False, "")
 
 
-def _unknown_field(name: str, path: str, wire_type: type[object]) -> InvalidRequestError:
-    known = list(_schema_at(path, wire_type).get("properties", ()))
+def _unknown_field(name: str, path: str, schema: Schema) -> InvalidRequestError:
+    known = list(schema.get("properties", ()))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the fields are: {', '.join(known)}"
     field = _join(path, name)
@@ -94,7 +121,7 @@ def _unknown_field(name: str, path: str, wire_type: type[object]) -> InvalidRequ
 
 
 def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return f"{path}.{name}" if path and name and not name.startswith("[") else path + name
 
 
 def _steps(path: str) -> list[str]:
@@ -119,9 +146,6 @@ def _clipped(text: str) -> str:
 
 
 # -- the allowed values, read from the JSON schema of the wire type ------------------------------
-
-Schema = dict[str, Any]
-
 
 _made: dict[type[object], Schema] = {}  # making one takes milliseconds
 

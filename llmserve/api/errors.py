@@ -10,28 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import msgspec
-from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llmserve.api.body import BodyTooLargeError
+from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
 from llmserve.errors import LlmserveError
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
-
-
-class ErrorBody(Struct, frozen=True):
-    type: str
-    code: str
-    message: str
-    param: str | None = None
-
-
-class ErrorEnvelope(Struct, frozen=True):
-    error: ErrorBody
 
 
 class Description(NamedTuple):
@@ -48,10 +37,15 @@ def describe(error: LlmserveError) -> Description:
 
 
 def encode_error(error: Exception, describe_error: Describe = describe) -> bytes:
-    """The JSON of `error`, for a body or for an event of a stream; of a bug it says nothing."""
-    if not isinstance(error, LlmserveError):
-        error = LlmserveError("internal error; see the server's log")
-    return msgspec.json.encode(ErrorEnvelope(describe_error(error).body))
+    """The JSON of `error`, for a body or for an event of a stream."""
+    return msgspec.json.encode(ErrorEnvelope(describe_error(as_llmserve_error(error)).body))
+
+
+def as_llmserve_error(error: Exception) -> LlmserveError:
+    """What may be told of it: of a bug, nothing."""
+    if isinstance(error, LlmserveError):
+        return error
+    return LlmserveError("internal error; see the server's log")
 
 
 class LlmserveErrorHandler:

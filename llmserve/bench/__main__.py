@@ -7,12 +7,19 @@ import click
 from llmserve.bench import constrained as constrained_bench
 from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import pool as pool_bench
+from llmserve.bench import scheduling as scheduling_bench
+from llmserve.bench import sweep as sweep_bench
 from llmserve.bench import throughput
 from llmserve.bench.figures import render
-from llmserve.bench.targets import OpenAIPeer
+from llmserve.bench.load import Target
+from llmserve.bench.targets import OpenAIPeer, Server
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
 rounds_option = click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100))
+peer_option = click.option(
+    "--peer", metavar="URL", help="Any server with /v1/completions, on the same prompts."
+)
+peer_model_option = click.option("--peer-model", help="The model's name there, where it wants one.")
 config_option = click.option(
     "--config", type=click.Path(path_type=Path, exists=True), default="models.toml"
 )
@@ -22,8 +29,8 @@ config_option = click.option(
 @config_option
 @rounds_option
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(8, 4096))
-@click.option("--peer", metavar="URL", help="Any server with /v1/completions, on the same prompts.")
-@click.option("--peer-model", help="The model's name there, where it wants one.")
+@peer_option
+@peer_model_option
 @json_option
 @click.pass_context
 def main(
@@ -45,6 +52,8 @@ def main(
       scripts/bench pool                             loading, unloading, swapping models
       scripts/bench constrained                      answers under a JSON schema
       scripts/bench dialects                         what OpenAI's dialect costs
+      scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
+      scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
     """
     if ctx.invoked_subcommand:
         return
@@ -86,6 +95,52 @@ def dialects(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
     """The same conversations, streamed by POST /inference and by POST /v1/chat/completions."""
     figures = dialects_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
     click.echo(render(figures, as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@peer_option
+@peer_model_option
+@json_option
+def scheduling(
+    config: Path, rounds: int, peer: str | None, peer_model: str | None, as_json: bool
+) -> None:
+    """What running streams and short prompts feel while long prompts arrive."""
+    other = Target("peer", peer, peer_model) if peer else None
+    with Server(config) as server:
+        ours = Target("llmserve", server.url)
+        figures = scheduling_bench.run(ours, other, num_rounds=rounds)
+    click.echo(render(figures, as_json=as_json))
+
+
+@main.command()
+@config_option
+@click.option("--rate", "rates", multiple=True, type=float, help="Requests a second; repeatable.")
+@click.option(
+    "--window", default=30.0, show_default=True, help="Seconds of arrivals for each rate."
+)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="An image to write.")
+@peer_option
+@peer_model_option
+@json_option
+def sweep(
+    config: Path,
+    rates: tuple[float, ...],
+    window: float,
+    plot: Path | None,
+    peer: str | None,
+    peer_model: str | None,
+    as_json: bool,
+) -> None:
+    """Throughput, gaps and time to first token at several offered loads."""
+    plan = sweep_bench.Sweep(rates or sweep_bench.RATES, window)
+    others = [Target("peer", peer, peer_model)] if peer else []
+    with Server(config) as server:
+        points = sweep_bench.run([Target("llmserve", server.url), *others], plan)
+    if plot:
+        sweep_bench.plot(points, plot)
+    click.echo(render(sweep_bench.figures(points), as_json=as_json))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ class Figure(Struct):
         return "met" if is_met else "MISSED"
 
 
+def percentile(values: list[float], percent: int) -> float:
+    """The value that `percent` of 100 are below."""
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+
+
 def render(figures: list[Figure], *, as_json: bool) -> str:
     """All figures of one run, with the machine they were taken on."""
     if as_json:

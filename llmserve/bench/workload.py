@@ -1,6 +1,6 @@
 """What is asked in the benchmarks: short, distinct prompts, so that no prefix cache helps."""
 
-_TOPICS = (
+TOPICS = (
     "a lighthouse keeper", "the history of bread", "how rivers shape land", "a lost violin",
     "why cats purr", "building a small boat", "the colour of the sky", "a market in the morning",
     "how clocks work", "a letter from the sea", "the first winter snow", "growing tomatoes",
@@ -16,6 +16,6 @@ def prompts(count: int, *, salt: int = 0) -> list[str]:
     """`count` different prompts of about 20 tokens; another `salt`, other prompts."""
     return [
         f"Number {salt * count + i}. Here is a long and detailed text about"
-        f" {_TOPICS[i % len(_TOPICS)]}, written for curious readers:\n"
+        f" {TOPICS[i % len(TOPICS)]}, written for curious readers:\n"
         for i in range(count)
     ]

@@ -13,7 +13,6 @@ where others branch off, before the last token of the prompt, and at the end. Se
 """
 
 import logging
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from llmserve.engine.cells import SharedCells
@@ -63,18 +62,17 @@ class KvCache:
 
     # -- before a sequence enters ---------------------------------------------------------------
 
-    def ready(self, waiting: Iterable[Sequence]) -> list[Sequence]:
+    def ready(self, waiting: list[Sequence]) -> list[Sequence]:
         """Those that need not wait for another's prefix, each told what it will find.
 
         Not empty unless somebody runs.
         """
         held: set[int] = set()
         led: set[tuple[object, ...]] = set()
-        in_order = sorted(waiting, key=lambda s: s.arrival)
-        for sequence in in_order:
+        for sequence in sorted(waiting, key=lambda s: (s.is_batch, s.arrival)):
             if sequence.can_reuse and self._must_wait(sequence, led):
                 held.add(sequence.id)
-        return [s for s in in_order if s.id not in held]
+        return [s for s in waiting if s.id not in held]
 
     def _must_wait(self, sequence: Sequence, led: set[tuple[object, ...]]) -> bool:
         """Whether somebody is about to compute what it begins with; notes what it leads itself."""
@@ -100,6 +98,12 @@ class KvCache:
     def _can_lead(self) -> bool:
         return self._can_cut or self._parking.budget_bytes > 0
 
+    def _leads(self, leader: Sequence, follower: Sequence) -> bool:
+        """Whether it is worth waiting for."""
+        if leader.is_batch and not follower.is_batch:
+            return False
+        return self._can_cut or (self._can_lead and leader.can_reuse)
+
     def _find(self, sequence: Sequence) -> Known:
         tokens = sequence.tokens
         path = self._tree.match(sequence.namespace, tokens, len(tokens) - 1)
@@ -111,10 +115,11 @@ class KvCache:
                 num_parked = end
         source, num_shared, leader, num_promised = None, 0, None, 0
         for slot, num_common in common.items():
-            num_computed = self._running[slot].num_computed
-            if self._can_cut and min(num_computed, num_common) > num_shared:
-                source, num_shared = slot, min(num_computed, num_common)
-            if num_computed < num_common and num_common > num_promised and self._can_lead:
+            other = self._running[slot]
+            num_usable = min(other.num_computed, num_common)
+            if self._can_cut and num_usable > num_shared:
+                source, num_shared = slot, num_usable
+            if num_usable < num_common > num_promised and self._leads(other, sequence):
                 leader, num_promised = slot, num_common
         return Known(path, source, num_shared, num_parked, num_promised, leader)
 

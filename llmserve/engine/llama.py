@@ -19,12 +19,14 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import psutil
 from msgspec import Struct
+from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from llmserve.engine.llama_cells import LlamaCells
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    InfillTokens,
     Logits,
     ModelInfo,
     OutOfCellsError,
@@ -105,13 +107,13 @@ class LlamaRuntime:
 
     # -- text -------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         data = text.encode()
         room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
         while True:
             tokens = (lib.llama_token * room)()
             count = lib.llama_tokenize(
-                self._vocab, data, len(data), tokens, room, add_special, True
+                self._vocab, data, len(data), tokens, room, add_special, parse_special
             )
             if count >= 0:
                 return list(tokens[:count])
@@ -374,7 +376,8 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
     description = ctypes.create_string_buffer(256)
     lib.llama_model_desc(model, description, len(description))
     template = lib.llama_model_chat_template(model, None)
-    bound = _token_bound(model, vocab)
+    tokenizer = _tokenizer_kind(model)
+    bound = _token_bound(tokenizer, vocab)
     return ModelInfo(
         description=description.value.decode(errors="replace"),
         vocab_size=vocab_size,
@@ -384,15 +387,31 @@ def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo
         chat_template=template.decode(errors="replace") if template else None,
         max_token_bytes=bound.max_token_bytes if bound else None,
         lost_bytes=bound.lost_bytes if bound else b"",
+        tokenizer=tokenizer,
+        adds_bos=lib.llama_vocab_get_add_bos(vocab),
+        infill=_infill_tokens(vocab),
     )
 
 
-def _token_bound(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> TokenBound | None:
-    tokenizer = ctypes.create_string_buffer(64)
-    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", tokenizer, len(tokenizer))
+def _infill_tokens(vocab: lib.llama_vocab_p) -> InfillTokens | None:
+    tokens = InfillTokens(
+        prefix=lib.llama_vocab_fim_pre(vocab),
+        suffix=lib.llama_vocab_fim_suf(vocab),
+        middle=lib.llama_vocab_fim_mid(vocab),
+    )
+    return None if lib.LLAMA_TOKEN_NULL in astuple(tokens) else tokens
+
+
+def _tokenizer_kind(model: lib.llama_model_p) -> str:
+    kind = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", kind, len(kind))
+    return kind.value.decode(errors="replace")
+
+
+def _token_bound(tokenizer: str, vocab: lib.llama_vocab_p) -> TokenBound | None:
     strip = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
     return measure(
-        tokenizer.value.decode(errors="replace"),
+        tokenizer,
         lib.llama_vocab_n_tokens(vocab),
         functools.partial(lib.llama_vocab_get_text, vocab),
         functools.partial(_token_to_piece, vocab, special=True),

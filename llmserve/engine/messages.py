@@ -45,7 +45,9 @@ class StepStats(Struct, frozen=True, tag=True):
 
     num_decoded: int  # sequences that computed one token
     num_prefilled: int  # prompt tokens
-    step_s: float
+    num_cells: int  # that were in use before
+    expected_s: float
+    step_s: float = 0.0
 
 
 class Load(Struct, frozen=True, tag=True):

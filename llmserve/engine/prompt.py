@@ -81,6 +81,8 @@ def encode(
     `InvalidRequestError` and `TooLargeError`.
     """
     mode = resolve_mode(request, default_mode, has_template=template is not None)
+    if request.suffix is not None:
+        return _encode_infill(request, request.suffix, runtime)
     if request.prompt_tokens is not None:
         return _check_tokens(request.prompt_tokens, runtime)
     text = build_text(request, mode, template)
@@ -96,6 +98,36 @@ def encode(
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long(field, f"{len(tokens)}", runtime)
     return tokens
+
+
+def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]:
+    """Prefix, suffix, and then the model writes the middle: the order of llama-server's /infill.
+
+    In both texts special tokens are nothing but characters.
+    """
+    infill = runtime.info.infill
+    if infill is None:
+        raise InvalidRequestError(
+            "suffix needs a model that can fill in the middle; this one has no tokens for that",
+            param="suffix",
+        )
+    if request.prompt_tokens is None:
+        assert request.prompt is not None, "suffix goes with mode completion"
+        before = _tokenize_part("prompt", request.prompt, runtime)
+    else:
+        before = _check_tokens(request.prompt_tokens, runtime)
+    after = _tokenize_part("suffix", suffix, runtime)
+    bos = runtime.tokenize("", add_special=True)[:1] if runtime.info.adds_bos else []
+    tokens = [*bos, infill.prefix, *before, infill.suffix, *after, infill.middle]
+    if len(tokens) >= runtime.limits.context_length:
+        raise _too_long("prompt", f"{len(tokens)}", runtime)  # with the suffix
+    return tokens
+
+
+def _tokenize_part(field: str, text: str, runtime: Runtime) -> list[int]:
+    with _valid_unicode(field, param=field):
+        _check_hopeless(text, runtime, field)
+        return runtime.tokenize(text, add_special=False, parse_special=False)
 
 
 def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:

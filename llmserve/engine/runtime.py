@@ -19,6 +19,14 @@ Logits = NDArray[np.float32]
 State = NDArray[np.uint8]  # what KV cells hold, in a form of the runtime's own
 
 
+class InfillTokens(Struct, frozen=True):
+    """The tokens of a model that was trained to fill in the middle of a text."""
+
+    prefix: int  # before what comes before the answer
+    suffix: int  # before what comes after it
+    middle: int  # before the answer
+
+
 class ModelInfo(Struct, frozen=True):
     """What a loaded model says about itself."""
 
@@ -30,6 +38,9 @@ class ModelInfo(Struct, frozen=True):
     chat_template: str | None  # jinja source from the GGUF
     max_token_bytes: int | None = None  # of text in one token; None: no bound is known
     lost_bytes: bytes = b""  # bytes of text that may have no token at all
+    tokenizer: str = ""  # its kind, as the GGUF calls it: gpt2, llama, …
+    adds_bos: bool = False  # whether the model wants its BOS in front of every text
+    infill: InfillTokens | None = None
 
 
 class RuntimeLimits(Struct, frozen=True):
@@ -73,11 +84,12 @@ class Runtime(Protocol):
     @property
     def limits(self) -> RuntimeLimits: ...
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of `text`; special tokens written in the text are recognised.
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`.
 
-        `add_special` puts the model's BOS in front where the model wants one. Raises
-        `UnicodeEncodeError` for a lone surrogate.
+        `add_special` puts the model's BOS in front where the model wants one; with `parse_special`
+        special tokens written in the text are recognised. Raises `UnicodeEncodeError` for a lone
+        surrogate.
         """
 
     def token_bytes(self, token: int) -> bytes:

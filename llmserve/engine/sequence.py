@@ -15,6 +15,8 @@ from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
 
+BATCH_PATIENCE_S = 120.0  # after which a batch request no longer waits for interactive ones
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -29,6 +31,8 @@ class Sequence:
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
     namespace: str = ""  # whose cache it may use
+    is_batch: bool = False  # nobody waits for it
+    deterministic: bool = False  # alone in its steps, and none of its cells from a cache
     slot: int | None = None
     num_computed: int = 0
     num_known: int = 0  # tokens that it will find computed when it enters, as far as is known now
@@ -53,11 +57,15 @@ class Sequence:
     @property
     def can_reuse(self) -> bool:
         """Whether it may begin with cells that were computed before."""
-        return not self.wants_all_rows
+        return not (self.deterministic or self.wants_all_rows)
 
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    def yields(self, now_s: float) -> bool:
+        """Whether it makes room for interactive requests."""
+        return self.is_batch and now_s - self.accepted_s < BATCH_PATIENCE_S
 
     @property
     def wants_all_rows(self) -> bool:

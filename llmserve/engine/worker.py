@@ -11,10 +11,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
+import msgspec
+
 from llmserve.core import FinishReason
-from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
+from llmserve.engine.advance import advance
+from llmserve.engine.constraint import Compiler, MaskFiller
+from llmserve.engine.costs import Costs
 from llmserve.engine.kv import KvCache
-from llmserve.engine.logprobs import LogprobStream, PromptScores, sampled_logprob
+from llmserve.engine.lengths import OutputLengths
+from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.messages import (
     Cancel,
     Command,
@@ -28,18 +33,18 @@ from llmserve.engine.messages import (
     Stop,
     Submit,
 )
-from llmserve.engine.output import Piece, TextStream
+from llmserve.engine.output import TextStream
 from llmserve.engine.roster import Roster, slot_of
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
-from llmserve.engine.sampling import Sampler, choose_tokens
-from llmserve.engine.scheduler import Limits, Plan, Work, plan_step
+from llmserve.engine.sampling import Sampler
+from llmserve.engine.scheduler import Limits, Outlook, Work, in_age, plan_entries, plan_work
 from llmserve.engine.sequence import Sequence
 from llmserve.engine.thread import ModelThread
 from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 64  # prompt tokens beside running streams: a stall of about 0.2 s, 13 % slower
+DEFAULT_TARGET_ITL_S = 0.15
 INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itself
 
 
@@ -52,9 +57,10 @@ class Worker:
         report: Callable[[Report], None],
         compiler: Compiler | None = None,
         *,
+        target_itl_s: float = DEFAULT_TARGET_ITL_S,
         prefix_cache_bytes: int = 0,
     ) -> None:
-        """`compiler` has prepared every submitted constraint; the cache is what may be parked."""
+        """`compiler` has prepared every submitted constraint."""
         self._runtime = runtime
         self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
         self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
@@ -64,15 +70,18 @@ class Worker:
             max_batch=limits.max_batch,
             max_running=limits.num_slots,
             num_cells=limits.num_cells,
-            prefill_chunk=PREFILL_CHUNK,
             max_outputs=limits.max_outputs,
+            target_itl_s=target_itl_s,
         )
+        self._costs = Costs()
+        self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._kv = KvCache(runtime, prefix_cache_bytes)
         self._roster = Roster(runtime, self._kv)
         self._num_arrivals = 0
         self._told_load = Load()
-        self._is_cramped = False  # fewer cells than the books say: nobody enters for now
+        self._cramped_to: int | None = None  # prompt tokens in a step, while cells are missing
+        self._suspects: list[Sequence] = []  # of a step that failed: each is tried alone
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -173,34 +182,57 @@ class Worker:
             submit.tokens, submit.num_logprobs, lambda token: self._runtime.detokenize([token])
         )
 
-    def _forget(self, request_id: int) -> None:
-        if sequence := self._roster.find(request_id):
-            self._remove(sequence)
-
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        waiting = [] if self._is_cramped else self._kv.ready(self._roster.waiting)
-        plan = plan_step(self._roster.running, waiting, self._limits)
-        self._apply(plan)
-        work = [Work(s, min(num_tokens, s.num_pending)) for s, num_tokens in plan.work]
-        plan = plan._replace(work=self._kv.clip(work))
+        outlook = Outlook(self._costs, self._lengths, time.monotonic())
+        self._change_slots(outlook)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        masks = self._masks.start(w.sequence for w in plan.work if w.is_last)
-        logits = self._decode(plan.work)
+        work = self._kv.clip(self._plan_work(outlook))
+        stats = self._expect(work)
+        masks = self._masks.start(w.sequence for w in work if w.is_last)
+        logits = self._decode(work)
         if logits is None:
             return
-        now_s = time.monotonic()
-        replies = self._advance(plan.work, logits, masks, now_s)
-        self._kv.note(plan.work)
-        num_decoded = sum(work.num_tokens == 1 for work in plan.work)
-        stats = StepStats(
-            num_decoded=num_decoded,
-            num_prefilled=plan.num_tokens - num_decoded,
-            step_s=now_s - begin_s,
-        )
-        self._tell(replies, stats)
+        replies, ended = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
+        self._kv.note(work)
+        for sequence in ended:
+            self._lengths.observe(sequence.num_generated)
+            self._remove(sequence)
+        step_s = time.monotonic() - begin_s
+        self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
+        self._tell(replies, msgspec.structs.replace(stats, step_s=step_s))
+
+    def _change_slots(self, outlook: Outlook) -> None:
+        """Let go whom there is no room for, or else let in whom there is room for."""
+        self._suspects = [s for s in self._suspects if s.slot is not None]
+        may_enter = self._cramped_to is None and not self._suspects
+        waiting = self._kv.ready(self._roster.waiting) if may_enter else []
+        entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
+        for sequence in entries.preempt:
+            self._preempt(sequence)
+        for sequence in entries.admit:
+            self._roster.enter(sequence, outlook.now_s)
+
+    def _plan_work(self, outlook: Outlook) -> list[Work]:
+        limits = self._limits
+        if self._cramped_to is not None:
+            limits = msgspec.structs.replace(limits, max_prompt=self._cramped_to)
+        work = plan_work(self._roster.running, limits, outlook)
+        if self._suspects:
+            suspect = self._suspects[0]
+            work = [w for w in work if w.sequence is suspect] or [Work(suspect, 1)]
+        return work
+
+    def _expect(self, work: list[Work]) -> StepStats:
+        """What `work` is, and how long it should take; told once it is done."""
+        num_tokens = sum(w.num_tokens for w in work)
+        num_decoded = sum(w.num_tokens == 1 for w in work)
+        num_cells = sum(s.num_own_cells for s in self._roster.running)
+        num_prefilled = num_tokens - num_decoded
+        expected_s = self._costs.step_s(num_decoded, num_prefilled, num_cells)
+        return StepStats(num_decoded, num_prefilled, num_cells, expected_s=expected_s)
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
         """Report what there is to say, and the load where it has changed."""
@@ -209,12 +241,6 @@ class Worker:
         self._told_load = load
         if replies or stats or changed:
             self._report(StepReport(replies, stats, load if changed else None))
-
-    def _apply(self, plan: Plan) -> None:
-        for sequence in plan.preempt:
-            self._preempt(sequence)
-        for sequence in plan.admit:
-            self._roster.enter(sequence, time.monotonic())
 
     def _decode(self, work: list[Work]) -> Logits | None:
         """The logits of `work`, or None if nothing was computed and the next plan tries again."""
@@ -226,85 +252,68 @@ class Worker:
             if not self._inbox.empty():
                 return None
         try:
-            return self._runtime.decode([_chunk(w) for w in work])
+            logits = self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:
-            for sequence, _ in work:  # parts of the batch may have been written
-                self._roster.rewind(sequence)
+            self._rewind(work)
         except OutOfCellsError:
-            youngest = max(self._roster.running, key=lambda s: s.arrival)
-            if len(self._roster.running) > 1:
-                log.warning("llama.cpp found no cells for the batch; preempting one sequence")
-                self._preempt(youngest)
-                self._is_cramped = True  # or it would enter again, and again find no cells
-            else:
-                self._fail([youngest], "the KV cache cannot hold this request")
+            self._shrink(work)
         except EngineError as error:
-            log.error("a step failed: %s", error)
-            self._fail([w.sequence for w in work], error.message)
+            self._isolate(work, error)
+        else:
+            if self._suspects:
+                del self._suspects[0]  # not this one
+            return logits
         return None
 
-    def _advance(self, work: list[Work], logits: Logits, masks: Masks, now_s: float) -> list[Reply]:
-        """Book the computed tokens, choose the next ones, and say what came of it."""
-        ready, logits = _book(work, logits)
-        allowed, faults = masks.wait()
-        samplers = [sequence.sampler for sequence in ready]
-        tokens = choose_tokens(logits, samplers, [allowed.get(s.id) for s in ready])
-        replies: list[Reply] = []
-        for sequence, token, row in zip(ready, tokens, logits, strict=True):
-            if sequence.id in faults:
-                self._fail([sequence], _off_grammar(faults[sequence.id]))
-            elif token is None or not sequence.is_sound:
-                self._fail([sequence], "the model computed no finite logits for this request")
-            else:
-                replies += [(sequence.id, event) for event in sequence.prompt_events()]
-                replies += self._take(sequence, token, row, now_s)
-        return replies
+    # -- what can go wrong ------------------------------------------------------------------
 
-    def _take(self, sequence: Sequence, token: int, row: Logits, now_s: float) -> list[Reply]:
-        """Add one token, chosen from `row`, to its sequence, and end that where the token does."""
-        if sequence.is_full:  # it was for the prompt alone
-            self._remove(sequence)
-            return [(sequence.id, sequence.finished(FinishReason.LENGTH, None, now_s))]
-        sequence.add(token, now_s)
-        if token in self._runtime.info.eog_tokens:
-            piece, reason = sequence.text.flush(), FinishReason.STOP
-            if piece.stop is None and sequence.logprobs and sequence.logprobs.lists_end:
-                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-        elif fault := accept(sequence.matcher, token):
-            self._fail([sequence], _off_grammar(fault))
-            return []
+    def _rewind(self, work: list[Work]) -> None:
+        for sequence, _ in work:  # parts of the batch may have been written
+            self._roster.rewind(sequence)
+
+    def _shrink(self, work: list[Work]) -> None:
+        """llama.cpp found no cells, though the books say that there are: try with less.
+
+        First half the prompt tokens, then one sequence fewer. Nobody enters until somebody leaves.
+        """
+        num_prompt = sum(w.num_tokens for w in work if w.num_tokens > 1)
+        if num_prompt > 1:
+            self._cramped_to = num_prompt // 2
+        elif len(self._roster.running) > 1:
+            log.warning("llama.cpp found no cells for the batch; preempting one sequence")
+            self._preempt(in_age(self._roster.running, time.monotonic())[-1])
+            self._cramped_to = self._limits.max_batch
         else:
-            piece, reason = sequence.text.push(self._runtime.token_bytes(token)), None
-            if piece.stop is None and sequence.logprobs is not None:
-                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-            is_complete = sequence.is_complete
-            if piece.stop is None and (is_complete or sequence.is_full):
-                rest = sequence.text.flush()
-                piece = Piece(piece.text + rest.text, rest.stop)
-                reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
-        if piece.stop is not None:
-            reason = FinishReason.STOP
-        replies: list[Reply] = [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
-        if reason is not None:
-            replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
-            self._remove(sequence)
-        return replies
+            only = self._roster.running[0]
+            self._fail(
+                only,
+                "the KV cache cannot hold this request: llama.cpp found no cell for its token"
+                f" {only.num_computed + 1}",
+            )
 
-    def _note_logprob(
-        self, sequence: Sequence, logprobs: LogprobStream, token: int, row: Logits, piece: Piece
-    ) -> None:
-        entry = sampled_logprob(row, token, logprobs.num_top, self._runtime.token_bytes)
-        logprobs.push(entry, len(piece.text) + sequence.text.held_len)
+    def _isolate(self, work: list[Work], error: EngineError) -> None:
+        """A failed step fails nobody but who makes it fail: each one is tried alone."""
+        log.error("a step of %d sequences failed: %s", len(work), error)
+        if len(work) == 1:
+            self._fail(work[0].sequence, error.message)
+        else:
+            self._rewind(work)
+            self._suspects = [w.sequence for w in work]
 
     # -- leaving ----------------------------------------------------------------------------
 
+    def _forget(self, request_id: int) -> None:
+        if sequence := self._roster.find(request_id):
+            self._remove(sequence)
+
     def _remove(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._cramped_to = None
         self._roster.remove(sequence)
-        self._is_cramped = False
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._cramped_to = None
         self._roster.preempt(sequence)
-        self._is_cramped = False
 
     def _cancel_all(self) -> None:
         """Finish everything as cancelled, for the end of the thread."""
@@ -317,37 +326,15 @@ class Worker:
             replies.append((sequence.id, finished))
         self._tell(replies)
 
-    def _fail(self, sequences: list[Sequence], message: str) -> None:
-        for sequence in sequences:
-            self._remove(sequence)
-        self._tell([(s.id, Failed(message)) for s in sequences])
-
-
-def _off_grammar(reason: str) -> str:
-    return f"the answer cannot go on as response_format demands: {reason}"
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        self._remove(sequence)
+        self._tell([(sequence.id, Failed(message))])
 
 
 def _logprob_stream(submit: Submit) -> LogprobStream | None:
     if submit.num_logprobs is None:
         return None
     return LogprobStream(submit.num_logprobs, lists_end=submit.prompt_logprobs)
-
-
-def _book(work: list[Work], logits: Logits) -> tuple[list[Sequence], Logits]:
-    """Note what was computed; returns whose next tokens can be chosen, and their rows."""
-    ready: list[Sequence] = []
-    last_rows: list[int] = []
-    end = 0
-    for each in work:
-        begin, end = end, end + each.num_outputs
-        sequence = each.sequence
-        if sequence.prompt_scores is not None:
-            sequence.prompt_scores.push(sequence.num_computed, logits[begin:end])
-        sequence.num_computed += each.num_tokens
-        if sequence.num_pending == 0:
-            ready.append(sequence)
-            last_rows.append(end - 1)
-    return ready, logits if len(ready) == end else logits[last_rows]
 
 
 def _chunk(work: Work) -> Chunk:

@@ -14,6 +14,7 @@ from openai.types.completion_create_params import CompletionCreateParamsBase as 
 
 from llmserve.api.schemas.openai_chat import ChatRequest, Message
 from llmserve.api.schemas.openai_completions import CompletionRequest
+from tests.clients.trip import Trip
 from tests.serving import TIMEOUT_S, ServerProcess, server_process, wait_until
 
 CONFIG = """
@@ -153,6 +154,19 @@ def test_the_stream_helper(client: OpenAI) -> None:
     assert "content.delta" in types
     assert types[-1] == "content.done"
     assert final.choices[0].message.content
+
+
+def test_an_answer_as_a_pydantic_model(client: OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Plan a trip to Rome for a hundred days."}],
+        response_format=Trip,
+        max_tokens=64,
+    )
+    message = answer.choices[0].message
+    assert isinstance(message.parsed, Trip)
+    assert message.content
+    assert message.parsed == Trip.model_validate_json(message.content, strict=True)
 
 
 def story(client: OpenAI, seed: int | None, n: int = 1) -> list[str | None]:

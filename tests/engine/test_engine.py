@@ -178,6 +178,8 @@ def test_preempted_requests_get_the_reference_too() -> None:
 
     async def main() -> None:
         async with engine_on(runtime) as engine:
+            for _ in range(200):
+                engine._worker._lengths.observe(1)  # so that too many enter
             prompts = ["".join(rng.choices("abcdef", k=rng.randint(1, 9))) for _ in range(12)]
             answers = await asyncio.gather(
                 *(answer(engine, completion(p, 65, sampling=ENDLESS)) for p in prompts)
@@ -316,7 +318,7 @@ def test_usage_and_timings() -> None:
                 assert min(times.queue_s, times.prefill_s, times.ttft_s, times.decode_s) >= 0
                 assert times.ttft_s == pytest.approx(times.queue_s + times.prefill_s)
                 assert times.tokens_per_s == pytest.approx(8 / times.decode_s)
-            (_, _, first), (_, _, second) = results
+            first, second = sorted((e for _, _, e in results), key=lambda e: e.timings.queue_s)
             # One slot: the second waited while the first computed.
             assert second.timings.queue_s >= first.timings.decode_s
 
@@ -541,7 +543,7 @@ def test_leaving_in_the_middle_of_a_long_prefill_interrupts_it() -> None:
                 await task
             await events.aclose()
             await settle(lambda: not engine._worker._roster.running)
-            assert runtime.batch_sizes == [512]
+            assert len(runtime.batch_sizes) == 1
             assert not any(runtime.cells)
             gate.open(100)
             assert await answer(engine, completion("a", 3)) == answer_alone(b"a", 3)
@@ -594,7 +596,7 @@ class SlowTokenizer(FakeRuntime):
         self.tokenizing = threading.Event()
         self.may_tokenize = threading.Event()
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         self.tokenizing.set()
         assert self.may_tokenize.wait(60)
         return super().tokenize(text, add_special=add_special)
@@ -619,7 +621,9 @@ def test_leaving_while_the_prompt_is_tokenized() -> None:
 
 def test_a_long_prompt_holds_up_nobody_elses_tokenization() -> None:
     class SlowOnLong(SlowTokenizer):
-        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        def tokenize(
+            self, text: str, *, add_special: bool, parse_special: bool = True
+        ) -> list[int]:
             if len(text) > 10:
                 return super().tokenize(text, add_special=add_special)
             return FakeRuntime.tokenize(self, text, add_special=add_special)

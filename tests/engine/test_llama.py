@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, Message, Mode, Request, SamplingParams
-from llmserve.engine import llama
+from llmserve.engine import llama, prompt
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.logprobs import sampled_logprob
-from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
+from llmserve.engine.runtime import AbortedError, Chunk, InfillTokens, Logits, OutOfCellsError
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
 from tests.tiny_models import write_llama
@@ -89,6 +89,7 @@ def test_what_the_model_says_about_itself(runtime: LlamaRuntime) -> None:
     assert "llama" in info.description
     assert info.vocab_size == 49152
     assert (info.bos_text, info.eos_text) == ("<|im_start|>", "<|im_end|>")
+    assert (info.tokenizer, info.adds_bos) == ("gpt2", False)
     assert tokens_of(runtime, info.eos_text)[0] in info.eog_tokens
     assert info.chat_template is not None
     assert "<|im_start|>" in info.chat_template
@@ -236,6 +237,23 @@ def test_the_bound_of_a_vocabulary_that_writes_spaces(tmp_path: Path) -> None:
         for text in ("▁" * 50, " " * 50, "</s>" * 10, "w1 w22 w3" * 5):
             least = min_tokens(text, 6, b"")
             assert len(runtime.tokenize(text, add_special=False)) >= least
+    finally:
+        runtime.close()
+
+
+def test_the_tokens_that_fill_in_the_middle(loaded: LlamaRuntime, tmp_path: Path) -> None:
+    """In the order of llama-server's /infill; a special token in the text is mere text."""
+    assert loaded.info.infill is None
+    runtime = LlamaRuntime(write_llama(tmp_path / "tiny.gguf", vocab=320, infill=True), PARAMS)
+    try:
+        assert runtime.info.infill == InfillTokens(prefix=317, suffix=318, middle=319)
+        assert runtime.info.adds_bos
+        request = Request(prompt="a</s>", suffix="b", mode=Mode.COMPLETION)
+        tokens = prompt.encode(request, runtime, None, None)
+        space = [3 + byte for byte in "▁".encode()]  # SentencePiece puts one in front
+        before = [*space, *(3 + byte for byte in b"a</s>")]
+        assert tokens == [1, 317, *before, 318, *space, 3 + ord("b"), 319]
+        assert runtime.tokenize("</s>", add_special=False)[-1] == 2
     finally:
         runtime.close()
 

@@ -1,6 +1,7 @@
 """From a request to tokens: modes, the template, BOS, and refusals."""
 
 import logging
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine import prompt
-from llmserve.engine.runtime import ModelInfo
-from llmserve.errors import InvalidRequestError, TooLargeError
+from llmserve.engine.runtime import InfillTokens, ModelInfo
+from llmserve.errors import InvalidRequestError, LlmserveError, TooLargeError
 from llmserve.testing import TEMPLATE, FakeRuntime
 
 MESSAGES = (Message("system", "S"), Message("user", "U"))
@@ -29,7 +30,7 @@ class BosRuntime(FakeRuntime):
             chat_template=chat_template,
         )
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         ids = list(text.replace("<s>", "\x01").encode())
         return [1, *ids] if add_special else ids
 
@@ -165,7 +166,7 @@ class FourByteTokens(FakeRuntime):
         self.info = msgspec.structs.replace(self.info, max_token_bytes=4, lost_bytes=b"\0")
         self.max_text_len = max_text_len
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         assert len(text) <= self.max_text_len, "tokenized what cannot fit"
         return list(text.encode().replace(b"\0", b""))[::4]
 
@@ -203,6 +204,43 @@ def test_tokens_that_the_model_does_not_have(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=words) as caught:
         encode(Request(prompt_tokens=tokens))
+    assert caught.value.param == param
+
+
+INFILL = InfillTokens(prefix=1, suffix=2, middle=3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": "ab"}, {"prompt_tokens": (97, 98)}],
+)
+def test_what_surrounds_the_middle(fields: dict[str, Any]) -> None:
+    request = Request(**{"mode": Mode.COMPLETION, **fields}, suffix="cd")
+    assert encode(request, FakeRuntime(infill=INFILL)) == [1, 97, 98, 2, 99, 100, 3]
+
+
+def test_bos_comes_before_the_prefix_and_only_there() -> None:
+    runtime = BosRuntime()
+    runtime.info = msgspec.structs.replace(runtime.info, adds_bos=True, infill=INFILL)
+    request = Request(prompt="", suffix="b", mode=Mode.COMPLETION)
+    assert encode(request, runtime) == [1, 1, 2, 98, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "infill", "param", "words"),
+    [
+        ({"suffix": "b"}, None, "suffix", "no tokens for that"),
+        ({"suffix": "\ud800"}, INFILL, "suffix", "half of a surrogate"),
+        ({"suffix": "x" * 300}, INFILL, "suffix", "at least 300 tokens"),
+        ({"prompt": "x" * 100, "suffix": "x" * 153}, INFILL, "prompt", "256 tokens"),
+    ],
+)
+def test_a_suffix_that_cannot_be(
+    fields: dict[str, Any], infill: InfillTokens | None, param: str, words: str
+) -> None:
+    request = Request(**{"prompt": "a", "mode": Mode.COMPLETION, **fields})
+    with pytest.raises(LlmserveError, match=words) as caught:
+        encode(request, FakeRuntime(infill=infill))
     assert caught.value.param == param
 
 

@@ -28,12 +28,14 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
-from llmserve.engine.scheduler import Limits, Plan, plan_step
+from llmserve.engine.scheduler import Entries, Limits, Outlook, plan_entries
 from llmserve.engine.sequence import Sequence as EngineSequence
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
 from llmserve.testing import FakeRuntime, reference_greedy
 from tests.engine.solo import GREEDY, Answer, answer_alone
+
+ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 
 
 class Bench:
@@ -104,6 +106,11 @@ class Bench:
             )
         )
         return request_id
+
+    def expect_short_answers(self) -> None:
+        """As after many of them, so that too many enter and some are preempted."""
+        for _ in range(200):
+            self.worker._lengths.observe(1)
 
     @property
     def is_busy(self) -> bool:
@@ -224,6 +231,7 @@ def test_everybody_gets_what_they_would_get_alone(
 ) -> None:
     """Whoever comes and goes, and whatever is preempted; the books balance after every step."""
     bench = Bench(FakeRuntime(num_cells=num_cells, num_slots=num_slots, max_batch=max_batch))
+    bench.expect_short_answers()
     expected: dict[int, Answer] = {}
     cancels: dict[int, list[int]] = {}
     step = 0
@@ -274,6 +282,7 @@ def test_preemption_changes_nobodys_answer(prefix_cache_bytes: int) -> None:
     rng = random.Random(1)
     runtime = FakeRuntime(num_cells=90, num_slots=4, max_batch=16)
     bench = Bench(runtime, prefix_cache_bytes=prefix_cache_bytes)
+    bench.expect_short_answers()
     sampling = SamplingParams(temperature=0.9, ignore_eos=True, presence_penalty=0.3)
     expected = {}
     for seed in range(8):
@@ -299,6 +308,7 @@ def test_cancel_while_waiting_running_and_mid_prefill() -> None:
     stream = bench.submit([1, 2, 3], 100)
     bench.step()
     prefill = bench.submit([5] * 300, 10)
+    bench.step()
     waiting = bench.submit([6], 10)
     bench.step()
     worker = bench.worker
@@ -338,12 +348,15 @@ def test_a_cancel_that_comes_while_the_step_is_planned_still_interrupts_it(
     request_id = bench.submit([1] * 1000, 10)
 
     def plan_and_cancel(
-        running: Sequence[EngineSequence], waiting: Sequence[EngineSequence], limits: Limits
-    ) -> Plan:
+        running: Sequence[EngineSequence],
+        waiting: Sequence[EngineSequence],
+        limits: Limits,
+        outlook: Outlook,
+    ) -> Entries:
         bench.worker.cancel(request_id)
-        return plan_step(running, waiting, limits)
+        return plan_entries(running, waiting, limits, outlook)
 
-    monkeypatch.setattr(worker_module, "plan_step", plan_and_cancel)
+    monkeypatch.setattr(worker_module, "plan_entries", plan_and_cancel)
     bench.step()
     assert bench.runtime.batch_sizes == []
     bench.step()
@@ -412,12 +425,27 @@ class CrampedRuntime(FakeRuntime):
     """Promises more cells than it has."""
 
     num_real_cells = 60
+    computed = 0
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         size = sum(len(chunk.tokens) for chunk in chunks)
         if sum(map(len, self.cells)) + size > self.num_real_cells:
             raise OutOfCellsError
+        self.computed += size
         return super().decode(chunks)
+
+
+def test_without_cells_the_batch_shrinks_before_anybody_leaves() -> None:
+    """Sixty cells: the prompt's last tokens fit only in small parts, but they do."""
+    bench = Bench(runtime := CrampedRuntime(num_cells=400))
+    stream = bench.submit([1] * 10, 6, sampling=ENDLESS)
+    bench.step()
+    prompt = bench.submit([2] * 42, 2, sampling=ENDLESS)
+    bench.run()
+    assert bench.answer(stream) == answer_alone([1] * 10, 6, sampling=ENDLESS)
+    assert bench.answer(prompt) == answer_alone([2] * 42, 2, sampling=ENDLESS)
+    needed = 10 + 5 + 42 + 1
+    assert runtime.computed == needed, "somebody was computed again"
 
 
 def test_a_runtime_with_fewer_cells_than_it_says_serves_one_after_the_other() -> None:
@@ -427,17 +455,58 @@ def test_a_runtime_with_fewer_cells_than_it_says_serves_one_after_the_other() ->
     last = bench.submit([10] * 30, 20)
     bench.run()
     assert [bench.answer(i) for i in ids] == [answer_alone([n] * 30, 20) for n in range(4)]
-    assert bench.ends[too_large] == Failed("the KV cache cannot hold this request")
+    assert bench.ends[too_large] == Failed(
+        "the KV cache cannot hold this request: llama.cpp found no cell for its token 61"
+    )
     assert bench.answer(last) == answer_alone([10] * 30, 20)
 
 
-def test_a_failed_decode_fails_its_own_batch_only() -> None:
-    bench = Bench(FaultyRuntime({2: EngineError("code -3")}, num_slots=2))
-    doomed = [bench.submit([n], 10) for n in range(2)]
-    waiting = bench.submit([7], 10)
+class PoisonRuntime(FakeRuntime):
+    """Every step with a sequence that begins with 13 fails, having written its cells."""
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        logits = super().decode(chunks)
+        if any(self.cells[chunk.slot][0] == 13 for chunk in chunks):
+            raise EngineError("code -3")
+        return logits
+
+
+def test_a_step_that_fails_fails_only_who_makes_it_fail() -> None:
+    bench = Bench(PoisonRuntime())
+    ids = [bench.submit([n] * 3, 10) for n in (11, 12)]
+    bench.step()
+    poison = bench.submit([13] * 3, 10)
+    ids.append(bench.submit([14], 10))
     bench.run()
-    assert [bench.ends[i] for i in doomed] == [Failed("code -3")] * 2
-    assert bench.answer(waiting) == answer_alone([7], 10)
+    assert bench.ends[poison] == Failed("code -3")
+    prompts = ([11] * 3, [12] * 3, [14])
+    assert [bench.answer(i) for i in ids] == [answer_alone(p, 10) for p in prompts]
+
+
+def test_a_step_that_fails_once_fails_nobody() -> None:
+    bench = Bench(FaultyRuntime({2: EngineError("code -3"), 3: AbortedError()}, writes=True))
+    ids = [bench.submit([n], 10) for n in range(3)]
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n], 10) for n in range(3)]
+
+
+def test_if_the_machine_is_broken_everybody_fails() -> None:
+    bench = Bench(FaultyRuntime({n: EngineError("code -3") for n in range(2, 1000)}, num_slots=2))
+    ids = [bench.submit([n], 10) for n in range(3)]
+    bench.run()
+    assert [bench.ends[i] for i in ids] == [Failed("code -3")] * 3
+
+
+def test_a_suspect_that_leaves_holds_up_nobody() -> None:
+    bench = Bench(FaultyRuntime({1: EngineError("code -3")}))
+    ids = [bench.submit([n], 10, sampling=ENDLESS) for n in range(3)]
+    bench.step()
+    bench.step()
+    assert len(bench.worker._suspects) == 3
+    bench.worker.cancel(ids[0])
+    bench.run()
+    for n in (1, 2):
+        assert bench.answer(ids[n]) == answer_alone([n], 10, sampling=ENDLESS)
 
 
 class NanRuntime(FakeRuntime):
@@ -624,7 +693,7 @@ def test_stats_count_tokens_by_kind() -> None:
     sampling = SamplingParams(temperature=0, ignore_eos=True)
     bench.submit([1, 2, 3], 10, sampling=sampling)
     bench.submit([4] * 40, 10, sampling=sampling)
-    bench.submit([5], 10, sampling=sampling)
+    bench.submit([5] * 50, 10, sampling=sampling)
     bench.step()
     bench.step()
     first, second = bench.stats

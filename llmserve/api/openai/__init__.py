@@ -4,16 +4,24 @@ from starlette.routing import Route
 
 from llmserve.api.openai.chat import chat_completions
 from llmserve.api.openai.completions import completions
+from llmserve.api.openai.errors import describe_error, describe_response_error
 from llmserve.api.openai.models import get_model, list_models
-from llmserve.api.openai.tokens import apply_template, detokenize, tokenize
+from llmserve.api.openai.responses import responses
+from llmserve.api.openai.tokens import apply_template, detokenize, tokenize, tokenizer_info
 
 ROUTES = [
     Route("/v1/models", list_models),
     Route("/v1/models/{name:path}", get_model),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info),
     Route("/apply-template", apply_template, methods=["POST"]),
 ]
-PATHS = ("/v1/", "/tokenize", "/detokenize", "/apply-template")  # whose errors speak OpenAI's words
+_TEXT_PATHS = ("/v1/", "/tokenize", "/detokenize", "/tokenizer_info", "/apply-template")
+DESCRIBES = {  # how the errors of a path that begins so are told
+    "/v1/responses": describe_response_error,
+    **dict.fromkeys(_TEXT_PATHS, describe_error),
+}

@@ -3,6 +3,7 @@
 import functools
 
 import msgspec
+from msgspec import Raw
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,6 +13,8 @@ from llmserve.api.body import MissingFieldError, decode_body, read_body
 from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.errors import describe_error
+from llmserve.api.openai.formats import format_constraint
+from llmserve.api.openai.logprobs import content_logprobs
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
 from llmserve.api.schemas.fields import stop_strings
@@ -22,12 +25,9 @@ from llmserve.api.schemas.openai_chat import (
     ChatLogprobs,
     ChatRequest,
     ChunkChoice,
-    ContentLogprob,
-    JsonSchema,
     ResponseFormat,
-    TopLogprob,
 )
-from llmserve.core import Constraint, Delta, Finished, Part, SampledLogprob, TokenLogprob
+from llmserve.core import Constraint, Delta, Finished, Part
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
@@ -106,29 +106,13 @@ def _num_logprobs(wire: ChatRequest) -> int | None:
 
 
 def _constraint(wire: ResponseFormat | None) -> Constraint | None:
-    if wire is None or wire.type == "text":
+    if wire is None:
         return None
-    if wire.type == "json_object":
-        return Constraint("json")
-    if wire.json_schema is None:
-        raise MissingFieldError(
-            "response_format.json_schema is missing", param="response_format.json_schema"
-        )
-    schema = _schema_text(wire.json_schema)
-    return Constraint("json") if schema is None else Constraint("json_schema", schema)
-
-
-def _schema_text(wire: JsonSchema) -> str | None:
-    path = "response_format.json_schema.schema"
-    try:
-        text = bytes(wire.schema).decode()
-    except UnicodeDecodeError as error:  # nobody has read it so far
-        raise InvalidRequestError(f"{path} is not valid UTF-8: {error}", param=path) from error
-    if text in ("", "null"):
-        return None
-    if not text.startswith("{"):
-        raise InvalidRequestError(f"{path} is {text[:80]}; it must be an object", param=path)
-    return text
+    path = "response_format.json_schema"
+    if wire.type == "json_schema" and wire.json_schema is None:
+        raise MissingFieldError(f"{path} is missing", param=path)
+    schema = wire.json_schema.schema if wire.json_schema else Raw()
+    return format_constraint(wire.type, schema, path=f"{path}.schema")
 
 
 def _render(head: Head, with_logprobs: bool, folded: list[Folded]) -> bytes:
@@ -136,7 +120,7 @@ def _render(head: Head, with_logprobs: bool, folded: list[Folded]) -> bytes:
         ChatChoice(
             index,
             AnswerMessage(content=each.text),
-            ChatLogprobs(_logprobs(each.logprobs)) if with_logprobs else None,
+            ChatLogprobs(content_logprobs(each.logprobs)) if with_logprobs else None,
             finish_reason(each.finished.reason),
         )
         for index, each in enumerate(folded)
@@ -151,25 +135,8 @@ class ChatEncoder(StreamEncoder):
     def part(self, index: int, event: Part) -> ChunkChoice | None:
         if not isinstance(event, Delta):
             return None
-        logprobs = ChatLogprobs(_logprobs(event.logprobs)) if event.logprobs else None
+        logprobs = ChatLogprobs(content_logprobs(event.logprobs)) if event.logprobs else None
         return ChunkChoice(index, ChatDelta(content=event.text), logprobs)
 
     def finish(self, index: int, event: Finished) -> ChunkChoice:
         return ChunkChoice(index, ChatDelta(), finish_reason=finish_reason(event.reason))
-
-
-def _logprobs(sampled: "list[SampledLogprob] | tuple[SampledLogprob, ...]") -> list[ContentLogprob]:
-    return [
-        ContentLogprob(
-            _text(each.chosen),
-            each.chosen.logprob,
-            list(each.chosen.data),
-            [TopLogprob(_text(top), top.logprob, list(top.data)) for top in each.top],
-        )
-        for each in sampled
-    ]
-
-
-def _text(token: TokenLogprob) -> str:
-    """Beside it are the bytes, for tokens that are a part of a character."""
-    return token.data.decode(errors="replace")

@@ -13,22 +13,23 @@ from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
 from llmserve.api.body import decode_body, read_body
 from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
-from llmserve.api.openai.errors import UnsupportedFieldError, describe_error
-from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
+from llmserve.api.openai.errors import describe_error
+from llmserve.api.openai.legacy_logprobs import LogprobsEncoder, join
+from llmserve.api.openai.params import sampling, seeds, wants_usage
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_completions import (
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
 )
-from llmserve.core import Delta, Finished, Part, SampledLogprob, TokenLogprob
+from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
 T = TypeVar("T")
 
 MAX_PROMPTS = 64
-MAX_GENERATIONS = 128  # prompts times n
+MAX_GENERATIONS = 128  # prompts times n, or best_of
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 
 Prompt = str | tuple[int, ...]
@@ -46,13 +47,16 @@ async def completions(request: Request) -> Response:
     head = make_head(gateway, wire.model, prefix="cmpl", kind="text_completion")
     if not wire.stream:
         return FoldedAnswer(events, functools.partial(_render, head, wire, echoes))
-    encoder = CompletionEncoder(head, echoes, num_choices=wire.n or 1, include_usage=include_usage)
+    encoder = CompletionEncoder(head, wire, echoes, include_usage=include_usage)
     return StreamedAnswer(
         events,
         encoder.encode,
         keep_alive_s=server.keep_alive_s,
         describe_error=describe_error,
     )
+
+
+# -- the request ------------------------------------------------------------------------------
 
 
 def to_prompts(wire: CompletionRequest) -> list[Prompt]:
@@ -80,21 +84,23 @@ def _all_of(kind: type[T], items: Sequence[object]) -> list[T]:
 
 
 def to_core(wire: CompletionRequest, prompts: Sequence[Prompt]) -> list[core.Request]:
-    """A request for each choice of each prompt. Raises `InvalidRequestError`s."""
-    num_choices = wire.n or 1
-    _check(wire, len(prompts) * num_choices)
+    """A request for each candidate of each prompt. Raises `InvalidRequestError`s."""
+    _check(wire, len(prompts))
+    is_choosy = _num_candidates(wire) > _num_choices(wire)
     base = core.Request(
         model=wire.model,
         mode=core.Mode.COMPLETION,
+        suffix=wire.suffix or None,
         sampling=sampling(wire),
         max_tokens=DEFAULT_MAX_TOKENS if wire.max_tokens is None else wire.max_tokens,
         stop=stop_strings(wire.stop),
-        num_logprobs=wire.logprobs,
+        num_logprobs=0 if wire.logprobs is None and is_choosy else wire.logprobs,
+        prompt_logprobs=bool(wire.echo) and wire.logprobs is not None,
     )
     return [
         msgspec.structs.replace(base, seed=seed, **_as_field(prompt))
         for prompt in prompts
-        for seed in seeds(wire, num_choices)
+        for seed in seeds(wire, _num_candidates(wire))
     ]
 
 
@@ -102,22 +108,45 @@ def _as_field(prompt: Prompt) -> dict[str, Prompt]:
     return {"prompt" if isinstance(prompt, str) else "prompt_tokens": prompt}
 
 
-def _check(wire: CompletionRequest, num_generations: int) -> None:
-    refuse(wire, {"suffix": ("",)})
-    num_choices = wire.n or 1
-    if wire.best_of is not None and wire.best_of != num_choices:
-        raise UnsupportedFieldError(
-            f"best_of is {wire.best_of}, n is {num_choices}; choosing among more than n is not"
-            " supported: leave best_of out",
+def _num_choices(wire: CompletionRequest) -> int:
+    """Answers to each prompt."""
+    return wire.n or 1
+
+
+def _num_candidates(wire: CompletionRequest) -> int:
+    """Generations for each prompt, of which the best are the choices."""
+    return wire.best_of or _num_choices(wire)
+
+
+def _check(wire: CompletionRequest, num_prompts: int) -> None:
+    """Raises `InvalidRequestError` for fields that do not go together."""
+    num_choices, num_candidates = _num_choices(wire), _num_candidates(wire)
+    if num_candidates < num_choices:
+        raise InvalidRequestError(
+            f"best_of is {num_candidates}, n is {num_choices}; best_of must be at least n",
             param="best_of",
         )
-    if wire.echo and wire.logprobs is not None:
-        raise UnsupportedFieldError("echo together with logprobs is not supported", param="echo")
-    if num_generations > MAX_GENERATIONS:
+    if num_candidates > num_choices and wire.stream:
         raise InvalidRequestError(
-            f"{num_generations} choices are asked for, n for each prompt; {MAX_GENERATIONS} is"
-            " the most",
-            param="n",
+            "best_of above n does not go with stream: which are the best shows at the end",
+            param="best_of",
+        )
+    if num_prompts * num_candidates > MAX_GENERATIONS:
+        field = "best_of" if wire.best_of else "n"
+        raise InvalidRequestError(
+            f"{num_prompts * num_candidates} generations are asked for, {field} for each prompt;"
+            f" {MAX_GENERATIONS} is the most",
+            param=field,
+        )
+    if wire.max_tokens == 0 and not wire.echo:
+        raise InvalidRequestError(
+            "max_tokens is 0, which goes with echo only; give at least 1", param="max_tokens"
+        )
+    if wire.suffix and wire.echo and wire.logprobs is not None:
+        raise InvalidRequestError(
+            "suffix does not go with echo and logprobs together: the model reads the text in"
+            " another order",
+            param="suffix",
         )
 
 
@@ -135,80 +164,75 @@ async def _echoes(gateway: Gateway, model: str | None, prompts: Sequence[Prompt]
         raise InvalidRequestError(error.message, param="prompt") from error
 
 
+# -- the answer -------------------------------------------------------------------------------
+
+
 def _render(
     head: Head, wire: CompletionRequest, echoes: Sequence[str], folded: list[Folded]
 ) -> bytes:
-    num_choices = wire.n or 1
-    choices = [
-        CompletionChoice(
-            echoes[index // num_choices] + each.text,
-            index,
-            LogprobsEncoder().encode(each.logprobs) if wire.logprobs is not None else None,
-            finish_reason(each.finished.reason),
-        )
-        for index, each in enumerate(folded)
-    ]
-    return fold_body(head, folded, choices, num_choices)
+    num_choices, num_candidates = _num_choices(wire), _num_candidates(wire)
+    choices: list[CompletionChoice] = []
+    for index, echo in enumerate(echoes):
+        candidates = folded[index * num_candidates : (index + 1) * num_candidates]
+        if num_choices < num_candidates:
+            candidates.sort(key=_mean_logprob, reverse=True)
+        choices += [
+            CompletionChoice(
+                echo + each.text,
+                len(choices) + rank,
+                _logprobs(each, echo) if wire.logprobs is not None else None,
+                finish_reason(each.finished.reason),
+            )
+            for rank, each in enumerate(candidates[:num_choices])
+        ]
+    return fold_body(head, folded, choices, num_candidates)
+
+
+def _mean_logprob(folded: Folded) -> float:
+    """What OpenAI ranks by: "the highest log probability per token". No token is the worst."""
+    if not folded.logprobs:
+        return float("-inf")
+    return sum(each.chosen.logprob for each in folded.logprobs) / len(folded.logprobs)
+
+
+def _logprobs(folded: Folded, echo: str) -> CompletionLogprobs:
+    encoder = LogprobsEncoder()
+    if folded.prompt_logprobs is None:
+        return encoder.encode(folded.logprobs)
+    prompt = encoder.encode_prompt(folded.prompt_logprobs, echo)
+    return join(prompt, encoder.encode(folded.logprobs))
 
 
 class CompletionEncoder(StreamEncoder):
     def __init__(
-        self, head: Head, echoes: Sequence[str], *, num_choices: int, include_usage: bool
+        self, head: Head, wire: CompletionRequest, echoes: Sequence[str], *, include_usage: bool
     ) -> None:
+        num_choices = _num_choices(wire)
         super().__init__(
             head,
             num_prompts=len(echoes),
             num_choices=num_choices,
             include_usage=include_usage,
         )
+        self._scores_prompt = wire.logprobs is not None
         self._echoes = [echo for echo in echoes for _ in range(num_choices)]
         self._logprobs = [LogprobsEncoder() for _ in self._echoes]
 
     def start(self, index: int) -> CompletionChoice | None:
         echo = self._echoes[index]
-        return CompletionChoice(echo, index) if echo else None
+        # With its log probabilities, which come with an event of their own.
+        return CompletionChoice(echo, index) if echo and not self._scores_prompt else None
 
     def part(self, index: int, event: Part) -> CompletionChoice | None:
-        if not isinstance(event, Delta):
-            return None
-        logprobs = self._logprobs[index].encode(event.logprobs) if event.logprobs else None
-        return CompletionChoice(event.text, index, logprobs)
+        encoder = self._logprobs[index]
+        match event:
+            case PromptLogprobs():
+                echo = self._echoes[index]
+                return CompletionChoice(echo, index, encoder.encode_prompt(event, echo))
+            case Delta(text, sampled):
+                return CompletionChoice(text, index, encoder.encode(sampled) if sampled else None)
+            case _:
+                return None
 
     def finish(self, index: int, event: Finished) -> CompletionChoice:
         return CompletionChoice("", index, finish_reason=finish_reason(event.reason))
-
-
-class LogprobsEncoder:
-    """The tokens of one generation -> the legacy lists; remembers how much text there was."""
-
-    def __init__(self) -> None:
-        self._num_characters = 0
-
-    def encode(self, sampled: Sequence[SampledLogprob]) -> CompletionLogprobs:
-        offsets = []
-        for each in sampled:
-            offsets.append(self._num_characters)
-            # A character is one byte that begins it, and others.
-            self._num_characters += sum(byte & 0xC0 != 0x80 for byte in each.chosen.data)
-        return CompletionLogprobs(
-            tokens=[_text(each.chosen) for each in sampled],
-            token_logprobs=[each.chosen.logprob for each in sampled],
-            top_logprobs=[_top(each) for each in sampled],
-            text_offset=offsets,
-        )
-
-
-def _top(sampled: SampledLogprob) -> dict[str, float]:
-    """The most likely tokens, and the chosen one, which need not be among them."""
-    top: dict[str, float] = {}
-    for token in (*sampled.top, sampled.chosen):
-        top.setdefault(_text(token), token.logprob)
-    return top
-
-
-def _text(token: TokenLogprob) -> str:
-    """A part of a character as OpenAI writes it, because there are no bytes beside it."""
-    try:
-        return token.data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.data)

@@ -1,7 +1,15 @@
 """LlmserveError in OpenAI's words: what its clients look for in `type`, `code` and `param`."""
 
-from llmserve.api.body import BodyTooLargeError, MissingFieldError, UnknownFieldError
-from llmserve.api.errors import Description, ErrorBody, describe
+from collections.abc import Mapping
+
+from llmserve.api.body import (
+    BodyTooLargeError,
+    MissingFieldError,
+    UnknownFieldError,
+    UnknownKindError,
+)
+from llmserve.api.errors import Description, describe
+from llmserve.api.schemas.errors import ErrorBody
 from llmserve.errors import (
     InvalidRequestError,
     LlmserveError,
@@ -18,6 +26,7 @@ class UnsupportedFieldError(InvalidRequestError):
 _CODES: dict[type[LlmserveError], str] = {  # the first that fits
     BodyTooLargeError: "request_too_large",
     UnsupportedFieldError: "unsupported_parameter",
+    UnknownKindError: "unsupported_parameter",
     UnknownFieldError: "unknown_parameter",
     MissingFieldError: "missing_required_parameter",
     InvalidRequestError: "invalid_value",
@@ -30,12 +39,23 @@ _PARAMS = {
     "num_logprobs": "logprobs",
     "constraint": "response_format",
 }
+_RESPONSE_PARAMS = {
+    **_PARAMS,
+    "mode": "input",
+    "messages": "input",
+    "num_logprobs": "top_logprobs",
+    "reasoning_effort": "reasoning.effort",
+}
+_RESPONSE_FORMAT = {  # the longest first
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format": "text.format",
+}
 
 
-def describe_error(error: LlmserveError) -> Description:
+def describe_error(error: LlmserveError, params: Mapping[str, str] = _PARAMS) -> Description:
     """A prompt beyond the context is a 400 with a code of its own, where natively it is a 413."""
     status, body = describe(error)
-    param = _param(body.param)
+    param = _param(body.param, params) if not isinstance(error, UnknownFieldError) else body.param
     if isinstance(error, TooLargeError) and not isinstance(error, BodyTooLargeError):
         # Libraries that cut a conversation to size look for this code, or for these words.
         message = f"This model's maximum context length is exceeded: {error.message}"
@@ -47,11 +67,21 @@ def describe_error(error: LlmserveError) -> Description:
     return Description(status, ErrorBody(kind, code, error.message, param))
 
 
+def describe_response_error(error: LlmserveError) -> Description:
+    """As `describe_error`, with the names that fields have in a request for a response."""
+    status, body = describe_error(error, _RESPONSE_PARAMS)
+    message, param = body.message, body.param
+    for old, new in _RESPONSE_FORMAT.items():
+        message = message.replace(old, new)
+        param = param.replace(old, new) if param else None
+    return Description(status, ErrorBody(body.type, body.code, message, param))
+
+
 def _invalid(status: int, code: str, message: str, param: str | None) -> Description:
     return Description(status, ErrorBody("invalid_request_error", code, message, param))
 
 
-def _param(param: str | None) -> str | None:
+def _param(param: str | None, params: Mapping[str, str]) -> str | None:
     if param is None:
         return None
-    return _PARAMS.get(param, param.removeprefix("parameters."))
+    return params.get(param, param.removeprefix("parameters."))

@@ -1,4 +1,4 @@
-"""The fields that chat completions and completions share -> core."""
+"""The fields that chat completions, completions and responses share -> core."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from msgspec import Struct
 
 from llmserve import core
 from llmserve.api.openai.errors import UnsupportedFieldError
-from llmserve.api.schemas.openai import GenerationRequest
+from llmserve.api.schemas.openai import GenerationRequest, SamplingRequest
 from llmserve.errors import InvalidRequestError
 
 NUM_SEEDS = 2**64
 
 
-def sampling(wire: GenerationRequest) -> core.SamplingParams:
+def sampling(wire: SamplingRequest) -> core.SamplingParams:
     """OpenAI's defaults: temperature 1, everything else off."""
     top_k = max(0, wire.top_k or 0)  # vLLM's -1 is our 0
     return core.SamplingParams(
@@ -28,7 +28,7 @@ def sampling(wire: GenerationRequest) -> core.SamplingParams:
     )
 
 
-def seeds(wire: GenerationRequest, num_choices: int) -> list[int | None]:
+def seeds(wire: SamplingRequest, num_choices: int) -> list[int | None]:
     """A seed for each choice: consecutive, or all drawn if none is given.
 
     OpenAI's are signed, ours are not: -1 is the largest.
@@ -49,8 +49,10 @@ def wants_usage(wire: GenerationRequest) -> bool:
     return bool(wire.stream_options.include_usage)
 
 
-def refuse(wire: Struct, fields: Mapping[str, tuple[Any, ...]], *, prefix: str = "") -> None:
-    """Raises `UnsupportedFieldError` for the first of `fields` that has a value.
+def refuse(
+    wire: Struct, fields: Mapping[str, tuple[Any, ...]], *, prefix: str = "", reason: str = ""
+) -> None:
+    """Raises `UnsupportedFieldError`, with `reason`, for the first of `fields` that has a value.
 
     The values beside a field's name are as good as none.
     """
@@ -58,4 +60,5 @@ def refuse(wire: Struct, fields: Mapping[str, tuple[Any, ...]], *, prefix: str =
         value = getattr(wire, name)
         if value is not None and value not in harmless:
             field = prefix + name
-            raise UnsupportedFieldError(f"{field} is not supported", param=field)
+            why = f": {reason}" if reason else ""
+            raise UnsupportedFieldError(f"{field} is not supported{why}", param=field)

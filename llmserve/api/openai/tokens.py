@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize and /apply-template: what the model makes of a text."""
+"""The text routes: what the model makes of a text, and what its tokenizer is."""
 
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from llmserve.api.schemas.tokens import (
     TemplateResponse,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
@@ -39,6 +40,26 @@ async def detokenize(request: Request) -> Response:
     async with gateway.engine(wire.model) as engine:
         text = await engine.detokenize(wire.tokens)
     return _json(DetokenizeResponse(text, text))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """Of the model that the query names, as vLLM's, which has only one."""
+    gateway: Gateway = request.app.state.gateway
+    async with gateway.engine(request.query_params.get("model")) as engine:
+        info, name = engine.info, engine.name
+        max_len = engine.limits.context_length
+    return _json(
+        TokenizerInfo(
+            model=name,
+            tokenizer_class=info.tokenizer,
+            bos_token=info.bos_text or None,
+            eos_token=info.eos_text or None,
+            add_bos_token=info.adds_bos,
+            chat_template=info.chat_template,
+            model_max_length=max_len,
+            vocab_size=info.vocab_size,
+        )
+    )
 
 
 async def apply_template(request: Request) -> Response:

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from llmserve.api.schemas.fields import (
+    JsonObject,
     LogitBias,
     MaxTokens,
     MinP,
@@ -44,7 +45,7 @@ class JsonObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag
 
 
 class JsonSchema(Struct, forbid_unknown_fields=True):
-    schema: Raw  # an object; engine/constraint.py bounds it
+    schema: JsonObject  # engine/constraint.py bounds it
     name: Annotated[str, Meta(max_length=256)] | None = None
     description: Annotated[str, Meta(max_length=4096)] | None = None
     strict: bool | None = None  # it is enforced either way

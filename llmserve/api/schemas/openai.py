@@ -1,11 +1,11 @@
-"""What the wire formats of chat completions and completions have in common.
+"""What the wire formats of chat completions, completions and responses have in common.
 
 Every optional field may be null. Nothing unknown is accepted; fields whose type is `Refused` are
 known, would change the answer, and are not supported (`openai/params.py` refuses them by name);
 fields whose type is `Inert` cannot change the answer.
 """
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -18,8 +18,11 @@ from llmserve.api.schemas.fields import (
     Temperature,
 )
 
-Refused: TypeAlias = Any
-Inert: TypeAlias = Any
+Refused: TypeAlias = Annotated[
+    Any, Meta(description="Not supported.", extra_json_schema={"type": "null"})
+]
+Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
+C = TypeVar("C")
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -27,13 +30,13 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: Inert = None
 
 
-class GenerationRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The fields of both; `top_k`, `min_p` and `ignore_eos` as llama-server and vLLM have them."""
+class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What every request for text has; `top_k`, `min_p` and `ignore_eos` are llama-server's and
+    vLLM's.
+    """
 
     model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
@@ -45,8 +48,16 @@ class GenerationRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     min_p: MinP | None = None
     ignore_eos: bool | None = None
 
-    user: Inert = None
     cache_prompt: Inert = None
+
+
+class GenerationRequest(SamplingRequest, forbid_unknown_fields=True, kw_only=True):
+    """The fields of chats and completions."""
+
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    stream_options: StreamOptions | None = None
+
+    user: Inert = None
 
 
 class PromptTokensDetails(Struct):
@@ -60,15 +71,15 @@ class Usage(Struct):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Body(Struct, kw_only=True):
-    """An answer, or one event of a stream; `usage` UNSET leaves it out."""
+class Body(Struct, Generic[C], kw_only=True):
+    """An answer, or one event of a stream, with choices `C`; `usage` UNSET leaves it out."""
 
     id: str
     object: str
     created: int  # unix time
     model: str
     system_fingerprint: str
-    choices: list[Any]
+    choices: list[C]
     usage: Usage | UnsetType | None = UNSET
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
-from llmserve.api.schemas.fields import MaxTokens
+from llmserve.api.schemas.fields import JsonObject, MaxTokens
 from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused
 
 
@@ -41,9 +41,8 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=4096)]
 class JsonSchema(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     description: str | None = None
-    schema: Raw = field(
-        default_factory=Raw
-    )  # as it was sent: decoding would lose what Python's types do not hold
+    # As it was sent: decoding would lose what Python's types do not hold.
+    schema: JsonObject = field(default_factory=Raw)
     strict: bool | None = None  # the answer follows the schema either way
 
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from llmserve.api.schemas.fields import MaxTokens, TokenId
-from llmserve.api.schemas.openai import GenerationRequest, Refused
+from llmserve.api.schemas.fields import TokenId
+from llmserve.api.schemas.openai import GenerationRequest
 
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
@@ -14,20 +14,19 @@ class CompletionRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=T
     """`prompt`: a string, strings, token ids, or lists of token ids; not mixed."""
 
     prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
-    max_tokens: MaxTokens | None = None
-    best_of: int | None = None
+    suffix: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None  # 0 goes with echo
+    best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-
-    suffix: Refused = None
 
 
 class CompletionLogprobs(Struct):
     """Parallel lists, an item a token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # null for the first token of a prompt
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]  # characters from the start of `text`
 
 

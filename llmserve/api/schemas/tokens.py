@@ -36,6 +36,19 @@ class DetokenizeResponse(Struct):
     prompt: str
 
 
+class TokenizerInfo(Struct):
+    """vLLM's: what a `tokenizer_config.json` would say. No text: the model has no such token."""
+
+    model: str
+    tokenizer_class: str  # as the GGUF calls it: gpt2, llama, …
+    bos_token: str | None
+    eos_token: str | None
+    add_bos_token: bool  # whether the model wants BOS in front of every text
+    chat_template: str | None
+    model_max_length: int  # tokens of the context
+    vocab_size: int
+
+
 class TemplateRequest(Struct, forbid_unknown_fields=True):
     messages: Messages
     model: str | None = None

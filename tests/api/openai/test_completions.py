@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmserve.api.openai.completions import LogprobsEncoder, to_core, to_prompts
+from llmserve.api.openai.completions import to_core, to_prompts
 from llmserve.api.schemas.openai_completions import CompletionRequest
 from llmserve.core import (
     Delta,
@@ -13,12 +13,11 @@ from llmserve.core import (
     FinishReason,
     Mode,
     Request,
-    SampledLogprob,
     Started,
     Timings,
-    TokenLogprob,
     Usage,
 )
+from llmserve.engine.runtime import InfillTokens
 from tests.api.openai.helpers import (
     COMPLETIONS,
     chunks,
@@ -28,7 +27,9 @@ from tests.api.openai.helpers import (
     ok,
     script,
 )
-from tests.serving import FakeService
+from tests.api.openai.test_legacy_logprobs import LEGACY, SAMPLED, sampled
+from tests.engine.test_worker import expected_logprobs
+from tests.serving import FakeService, fake_service
 
 
 def converted(**fields: Any) -> list[Request]:
@@ -162,10 +163,15 @@ def test_the_order_of_a_stream(service: FakeService) -> None:
         ({"prompt": [-1]}, "prompt[0]", "invalid_value"),
         ({"prompt": ["a"] * 65}, "prompt", "invalid_value"),
         ({"prompt": ["a"] * 64, "n": 3}, "n", "invalid_value"),
-        ({"suffix": "x"}, "suffix", "unsupported_parameter"),
-        ({"best_of": 2}, "best_of", "unsupported_parameter"),
-        ({"best_of": 1, "n": 2}, "best_of", "unsupported_parameter"),
-        ({"echo": True, "logprobs": 1}, "echo", "unsupported_parameter"),
+        ({"prompt": ["a"] * 64, "best_of": 3}, "best_of", "invalid_value"),
+        ({"suffix": "x"}, "suffix", "invalid_value"),
+        ({"suffix": "x", "echo": True, "logprobs": 1}, "suffix", "invalid_value"),
+        ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
+        ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+        ({"best_of": 17}, "best_of", "invalid_value"),
+        ({"best_of": 0}, "best_of", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens", "invalid_value"),
         ({"logprobs": 6}, "logprobs", "invalid_value"),
         ({"logprobs": True}, "logprobs", "invalid_value"),
         ({"messages": []}, "messages", "unknown_parameter"),
@@ -203,35 +209,6 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
 # -- log probabilities ---------------------------------------------------------------------------
 
 
-def sampled(text: bytes, value: float, *top: tuple[bytes, float]) -> SampledLogprob:
-    return SampledLogprob(
-        TokenLogprob(1, text, value), tuple(TokenLogprob(1, *each) for each in top)
-    )
-
-
-SAMPLED = [
-    sampled(b"ab", -0.5, (b"x", -0.25), (b"ab", -0.5)),
-    sampled(b"\xc3", -1.0, (b"x", -0.25)),
-    sampled(b"\xa9", -2.0),
-    sampled(b"c", -3.0),
-]
-LEGACY = {
-    "tokens": ["ab", "bytes:\\xc3", "bytes:\\xa9", "c"],
-    "token_logprobs": [-0.5, -1.0, -2.0, -3.0],
-    "top_logprobs": [
-        {"x": -0.25, "ab": -0.5},
-        {"x": -0.25, "bytes:\\xc3": -1.0},
-        {"bytes:\\xa9": -2.0},
-        {"c": -3.0},
-    ],
-    "text_offset": [0, 2, 3, 3],
-}
-
-
-def test_the_legacy_lists() -> None:
-    assert msgspec.to_builtins(LogprobsEncoder().encode(SAMPLED)) == LEGACY
-
-
 def test_logprobs_of_an_answer_and_of_a_stream(
     service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,3 +226,122 @@ def test_logprobs_of_an_answer_and_of_a_stream(
     assert len(parts) == 2
     joined = {name: parts[0][name] + parts[1][name] for name in LEGACY}
     assert joined == LEGACY
+
+
+# -- the prompt's log probabilities --------------------------------------------------------------
+
+
+def check_scores(logprobs: dict[str, Any], text: str, num_tokens: int) -> None:
+    """Of the fake, whose tokens are bytes: all is there, and says what its own logits say."""
+    tokens = list(text.encode())
+    assert logprobs["tokens"] == list(text), "choose a prompt whose answer is ASCII"
+    assert logprobs["text_offset"] == list(range(num_tokens))
+    assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+    assert logprobs["token_logprobs"][1:] == pytest.approx(
+        expected_logprobs(tokens[:1], tokens[1:]), abs=1e-5
+    )
+    for value, top in zip(
+        logprobs["token_logprobs"][1:], logprobs["top_logprobs"][1:], strict=True
+    ):
+        assert value in top.values()
+        assert 2 <= len(top) <= 3
+
+
+ASCII_ONLY = dict.fromkeys(map(str, range(128, 257)), -100.0)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 4])
+@pytest.mark.parametrize("prompt", ["hello", list(b"hello")])
+def test_echo_with_logprobs(service: FakeService, prompt: Any, max_tokens: int) -> None:
+    request = completion(
+        prompt, echo=True, logprobs=2, max_tokens=max_tokens, logit_bias=ASCII_ONLY
+    )
+    body = ok(service.post(request, COMPLETIONS))
+    (choice,) = body["choices"]
+    assert choice["text"].startswith("hello")
+    assert len(choice["text"]) == 5 + max_tokens
+    assert choice["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == max_tokens
+    check_scores(choice["logprobs"], choice["text"], 5 + max_tokens)
+    parts = chunks(service.post({**request, "stream": True}, COMPLETIONS))
+    assert "".join(part["choices"][0]["text"] for part in parts) == choice["text"]
+    joined: dict[str, list[Any]] = {name: [] for name in choice["logprobs"]}
+    for part in parts:
+        for name, values in (part["choices"][0]["logprobs"] or {}).items():
+            joined[name] += values
+    assert joined == choice["logprobs"]
+
+
+def test_the_request_of_lm_eval(service: FakeService) -> None:
+    """A batch of token-id prompts; it takes the entries from the context's end to the last."""
+    prompts = [list(b"hello"), list(b"again and again"), [256], list(b"xy")]
+    request = {
+        "model": "fake",
+        "prompt": prompts,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    body = ok(service.post(request, COMPLETIONS))
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    for prompt, choice in zip(prompts, body["choices"], strict=True):
+        values = choice["logprobs"]["token_logprobs"]
+        assert len(values) == len(prompt) + 1, "one more for the generated token, even for an end"
+        assert values[1:-1] == pytest.approx(expected_logprobs(prompt[:1], prompt[1:]), abs=1e-5)
+
+
+def test_nothing_but_an_echo(service: FakeService) -> None:
+    body = ok(service.post(completion("hello", echo=True, max_tokens=0), COMPLETIONS))
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["logprobs"]) == ("hello", None)
+    assert body["usage"]["completion_tokens"] == 0
+
+
+# -- best_of -------------------------------------------------------------------------------------
+
+
+def test_the_best_have_the_highest_log_probability_per_token(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(text: str, *values: float) -> list[Any]:
+        started, _, finished = events(text)
+        return [started, Delta(text, tuple(sampled(b"x", v) for v in values)), finished]
+
+    # The sum would prefer the short one, an empty answer has no mean.
+    streams = [answer("short", -1.0), answer("longer", -0.75, -0.75), events(""), answer("c", -2.0)]
+    requests = script(monkeypatch, service, *streams)
+    body = ok(service.post(completion(best_of=4, n=2, seed=7), COMPLETIONS))
+    assert [choice["text"] for choice in body["choices"]] == ["longer", "short"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert [choice["logprobs"] for choice in body["choices"]] == [None, None]
+    assert [request.seed for request in requests] == [7, 8, 9, 10]
+    assert body["usage"]["completion_tokens"] == len("shortlongerc")
+    assert body["usage"]["prompt_tokens"] == 2
+
+
+def test_the_best_of_each_prompt(service: FakeService) -> None:
+    request = completion(["hello", "again"], best_of=3, seed=1, temperature=1, logprobs=0)
+    body = ok(service.post(request, COMPLETIONS))
+    best = body["choices"]
+    every = ok(service.post({**request, "n": 3}, COMPLETIONS))["choices"]
+
+    def mean(choice: dict[str, Any]) -> float:
+        values = choice["logprobs"]["token_logprobs"]
+        return float(sum(values) / len(values))
+
+    assert [choice["index"] for choice in best] == [0, 1]
+    assert [mean(c) for c in best] == [max(map(mean, every[:3])), max(map(mean, every[3:]))]
+    assert body["usage"]["completion_tokens"] == 6 * 4
+
+
+# -- suffix --------------------------------------------------------------------------------------
+
+
+def test_a_suffix_is_for_models_that_fill_in_the_middle() -> None:
+    with fake_service(infill=InfillTokens(prefix=1, suffix=2, middle=3)) as service:
+        body = ok(service.post(completion("ab", suffix="cd", echo=True), COMPLETIONS))
+        plain = expected("\x01ab\x02cd\x03")
+        assert body["choices"][0]["text"] == "ab" + plain
+        assert body["usage"]["prompt_tokens"] == 7

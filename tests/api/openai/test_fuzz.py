@@ -67,6 +67,7 @@ completions = some_of(
     {
         **shared,
         "echo": st.booleans(),
+        "max_tokens": st.integers(-1, 20),
         "logprobs": st.integers(-1, 6),
         "best_of": st.integers(0, 3),
         "suffix": text,

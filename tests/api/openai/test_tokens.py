@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.testing import FakeRuntime
+from llmserve.testing import TEMPLATE, FakeRuntime
 from tests.api.openai.helpers import USER, error_of, ok
 from tests.serving import FakeService, fake_service
 
@@ -15,7 +15,7 @@ BOS = 1
 class _WithBos(FakeRuntime):
     """Begins with a token of its own, as most models do."""
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         return [BOS] * add_special + super().tokenize(text, add_special=add_special)
 
 
@@ -64,6 +64,22 @@ def test_apply_template(service: FakeService) -> None:
     messages = [{"role": "developer", "content": "s"}, *USER]
     body = ok(service.post({"messages": messages}, "/apply-template"))
     assert body == {"prompt": "<system>s\n<user>hi\n<assistant>"}
+
+
+def test_the_tokenizer(service: FakeService) -> None:
+    body = ok(service.get("/tokenizer_info"))
+    assert body == ok(service.get("/tokenizer_info?model=default"))
+    assert body == {
+        "model": "fake",
+        "tokenizer_class": "",
+        "bos_token": None,
+        "eos_token": None,
+        "add_bos_token": False,
+        "chat_template": TEMPLATE,
+        "model_max_length": 4096,
+        "vocab_size": 257,
+    }
+    assert error_of(service.get("/tokenizer_info?model=nope"), 404)["code"] == "model_not_found"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Log probabilities as POST /v1/completions has them: parallel lists, an item a token."""
+
+from collections.abc import Sequence
+
+from llmserve.api.schemas.openai_completions import CompletionLogprobs
+from llmserve.core import PromptLogprobs, SampledLogprob, TokenLogprob
+
+LEAST = -9999.0  # OpenAI's word for a token that cannot come; JSON has no minus infinity
+
+
+class LogprobsEncoder:
+    """The tokens of one generation, its prompt's first; remembers how much text there was."""
+
+    def __init__(self) -> None:
+        self._num_characters = 0
+
+    def encode_prompt(self, prompt: PromptLogprobs, echo: str) -> CompletionLogprobs:
+        """The tokens behind `echo`, which may have more text than that: BOS, a leading space."""
+        widths = [_width(prompt.first), *(_width(each.chosen.data) for each in prompt.rest)]
+        end = len(echo) - sum(widths)
+        offsets = []
+        for width in widths:
+            offsets.append(max(0, end))
+            end += width
+        self._num_characters = len(echo)
+        return CompletionLogprobs(
+            tokens=[_text(prompt.first), *(_text(each.chosen.data) for each in prompt.rest)],
+            token_logprobs=[None, *(_value(each.chosen) for each in prompt.rest)],
+            top_logprobs=[None, *(_top(each) for each in prompt.rest)],
+            text_offset=offsets,
+        )
+
+    def encode(self, sampled: Sequence[SampledLogprob]) -> CompletionLogprobs:
+        offsets = []
+        for each in sampled:
+            offsets.append(self._num_characters)
+            self._num_characters += _width(each.chosen.data)
+        return CompletionLogprobs(
+            tokens=[_text(each.chosen.data) for each in sampled],
+            token_logprobs=[_value(each.chosen) for each in sampled],
+            top_logprobs=[_top(each) for each in sampled],
+            text_offset=offsets,
+        )
+
+
+def join(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        tokens=first.tokens + second.tokens,
+        token_logprobs=first.token_logprobs + second.token_logprobs,
+        top_logprobs=first.top_logprobs + second.top_logprobs,
+        text_offset=first.text_offset + second.text_offset,
+    )
+
+
+def _width(data: bytes) -> int:
+    """Characters: one is a byte that begins it, and others."""
+    return sum(byte & 0xC0 != 0x80 for byte in data)
+
+
+def _value(token: TokenLogprob) -> float:
+    return max(token.logprob, LEAST)
+
+
+def _top(sampled: SampledLogprob) -> dict[str, float]:
+    """The most likely tokens, and the chosen one, which need not be among them."""
+    top: dict[str, float] = {}
+    for token in (*sampled.top, sampled.chosen):
+        top.setdefault(_text(token.data), _value(token))
+    return top
+
+
+def _text(data: bytes) -> str:
+    """A part of a character as OpenAI writes it, because there are no bytes beside it."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
