@@ -54,8 +54,9 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Text | None = None  # of the one file of `hf`
     aliases: tuple[str, ...] = ()
     context_length: Positive | None = None  # None: the largest that fits, up to the training length
-    max_concurrency: Annotated[int, Meta(ge=1, le=256)] | None = None  # None: 16, fewer if short
+    max_concurrency: Annotated[int, Meta(ge=1, le=255)] | None = None  # None: 16, fewer if short
     max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 256
+    prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
     keep_alive: Duration | None = None  # unload after so long without a request; None: never
