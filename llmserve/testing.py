@@ -117,6 +117,10 @@ class FakeRuntime:
     def trim(self, slot: int, num_tokens: int) -> None:
         del self.cells[slot][num_tokens:]
 
+    def clear(self) -> None:
+        for cells in self.cells:
+            cells.clear()
+
     def abort(self) -> None:
         self._aborted.set()
 

@@ -170,6 +170,10 @@ class LlamaRuntime:
         if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens, -1):
             raise EngineError(f"llama_memory_seq_rm cannot cut a sequence at {num_tokens} tokens")
 
+    def clear(self) -> None:
+        # Trimming all slots would leave the search for free cells somewhere else.
+        lib.llama_memory_clear(self._memory, False)
+
     def abort(self) -> None:
         self._abort_flag[0] = b"\1"
 

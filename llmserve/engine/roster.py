@@ -21,6 +21,9 @@ class Roster:
     def enter(self, sequence: Sequence, now_s: float) -> None:
         """From the queue into a slot."""
         self.waiting.remove(sequence)
+        if sequence.deterministic:
+            assert not self.running, "the plan has it alone"
+            self._runtime.clear()
         self.running.append(sequence)
         sequence.slot = self.free_slots.pop()
         if sequence.started_s is None:

@@ -116,6 +116,9 @@ class Runtime(Protocol):
         Raises `EngineError` where the model cannot be cut there; 0 is always possible.
         """
 
+    def clear(self) -> None:
+        """Forget everything in all slots: what comes next is computed as by a new context."""
+
     def abort(self) -> None:
         """Make the running `decode` raise `AbortedError` soon, until `clear_abort`."""
 
