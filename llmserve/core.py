@@ -120,6 +120,7 @@ class Request(Struct, frozen=True):
     deterministic: bool = False  # the same bytes every time, whatever else the server does
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
+    cache_namespace: str = ""  # requests with another one share no cached prefix with this one
 
 
 class Usage(Struct, frozen=True):

@@ -73,6 +73,7 @@ class Engine:
         on_step: Callable[[StepStats], None] = lambda stats: None,
         on_load: Callable[[Load], None] = lambda load: None,
         thread: ModelThread | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
@@ -100,6 +101,7 @@ class Engine:
             self._compiler,
             target_itl_s=policy.target_itl_s,
             queue_timeout_s=policy.queue_timeout_s,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         self._worker.start(self._thread)
 
@@ -219,6 +221,7 @@ class Engine:
             constraint=request.constraint,
             is_batch=request.priority == "batch",
             deterministic=request.deterministic,
+            namespace=request.cache_namespace,
         )
 
     async def _compile(self, request_id: int, constraint: Constraint) -> None:

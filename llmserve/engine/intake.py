@@ -30,6 +30,7 @@ def make_sequence(submit: Submit, arrival: int, runtime: Runtime, compiler: Comp
         matcher=compiler.take(submit.id) if submit.constraint else None,
         is_batch=submit.is_batch,
         deterministic=submit.deterministic,
+        namespace=submit.namespace,
     )
 
 

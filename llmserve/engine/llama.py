@@ -1,4 +1,4 @@
-"""The only module that imports llama_cpp: its low-level binding behind `runtime.Runtime`.
+"""llama.cpp's low-level binding behind `runtime.Runtime`. Only this and `llama_cells` import it.
 
 Return codes, null pointers and log lines of llama.cpp become our errors here and nowhere else.
 Arguments are checked before each call, because a failed GGML_ASSERT ends the process.
@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 from numpy.typing import NDArray
 
+from llmserve.engine.llama_cells import LlamaCells
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
@@ -30,6 +31,7 @@ from llmserve.engine.runtime import (
     ModelInfo,
     OutOfCellsError,
     RuntimeLimits,
+    State,
 )
 from llmserve.engine.vocabulary import TokenBound, measure
 from llmserve.errors import EngineError, ModelFileError
@@ -52,6 +54,7 @@ class LlamaParams(Struct, frozen=True):
     max_sequences: int = 16
     max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
+    full_window: bool = True  # whether a sliding window keeps all cells, so that it can be cut
 
 
 class LlamaRuntime:
@@ -79,14 +82,15 @@ class LlamaRuntime:
             lib.llama_model_free(self._model)
             raise
         self.info = info.result()
-        self._memory = lib.llama_get_memory(self._context)
+        self._cells = LlamaCells(self._context, scratch=params.max_sequences)
         num_cells = lib.llama_n_ctx(self._context)
         self.limits = RuntimeLimits(
             num_cells=num_cells,
-            num_slots=lib.llama_n_seq_max(self._context),
+            num_slots=params.max_sequences,
             max_batch=lib.llama_n_batch(self._context),
             context_length=num_cells,
             max_outputs=params.max_outputs,
+            can_cut=_can_cut(self._model, params),
         )
         self._batch = _Batch(self.limits.max_batch)
         self._pieces: dict[int, bytes] = {}
@@ -167,12 +171,26 @@ class LlamaRuntime:
         return np.ctypeslib.as_array(rows, shape=(num_outputs, self.info.vocab_size))
 
     def trim(self, slot: int, num_tokens: int) -> None:
-        if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens, -1):
-            raise EngineError(f"llama_memory_seq_rm cannot cut a sequence at {num_tokens} tokens")
+        self._cells.trim(slot, num_tokens)
+
+    def share(self, source: int, target: int, num_tokens: int) -> None:
+        assert self.limits.can_cut
+        self._cells.share(source, target, num_tokens)
+
+    def save(self, slot: int, start: int, end: int) -> State:
+        return self._cells.save(slot, start, end)
+
+    def load(self, slot: int, state: State, end: int) -> None:
+        if self.limits.can_cut:
+            self._cells.append(slot, state, end)
+        else:
+            self._cells.restore(slot, state, end)
+
+    def num_tokens(self, slot: int) -> int:
+        return self._cells.num_tokens(slot)
 
     def clear(self) -> None:
-        # Trimming all slots would leave the search for free cells somewhere else.
-        lib.llama_memory_clear(self._memory, False)
+        self._cells.clear()
 
     def abort(self) -> None:
         self._abort_flag[0] = b"\1"
@@ -320,10 +338,11 @@ def _new_context(
     wanted = lib.llama_context_default_params()
     wanted.n_ctx = params.context_length
     wanted.n_batch = wanted.n_ubatch = MAX_BATCH
-    wanted.n_seq_max = params.max_sequences
+    wanted.n_seq_max = params.max_sequences + 1  # and one for `LlamaCells` to work with
     # The default reserves logits for every token of a batch. Below n_seq_max llama.cpp aborts.
     assert params.max_outputs >= params.max_sequences
-    wanted.n_outputs_max = params.max_outputs
+    wanted.n_outputs_max = max(params.max_outputs, wanted.n_seq_max)
+    wanted.swa_full = params.full_window
     wanted.n_threads = wanted.n_threads_batch = num_threads
     wanted.kv_unified = True
     wanted.no_perf = True
@@ -338,6 +357,13 @@ def _new_context(
             f"llama.cpp cannot make a context of {params.context_length} tokens: {_reason()}"
         )
     return context
+
+
+def _can_cut(model: lib.llama_model_p, params: LlamaParams) -> bool:
+    """Whether a sequence can be cut anywhere: a recurrent state has no past to go back to."""
+    is_windowed = lib.llama_model_n_swa(model) > 0 and not params.full_window
+    is_recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+    return not (is_windowed or is_recurrent)
 
 
 def _libc_strlen() -> "ctypes._FuncPointer":

@@ -23,6 +23,7 @@ class Submit(Struct, frozen=True, tag=True):
     constraint: Constraint | None = None  # the worker's compiler has prepared it
     is_batch: bool = False
     deterministic: bool = False
+    namespace: str = ""  # whose cached prefixes it may use, and who may use its
 
 
 class Cancel(Struct, frozen=True, tag=True):

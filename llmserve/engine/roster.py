@@ -6,32 +6,36 @@ the cells in it.
 
 import bisect
 
+from llmserve.engine.kv import KvCache
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.sequence import Sequence
 from llmserve.errors import EngineError
 
 
 class Roster:
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, kv: KvCache) -> None:
         self._runtime = runtime
+        self._kv = kv
         self.free_slots = list(range(runtime.limits.num_slots))
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []  # in the order of arrival
 
     def enter(self, sequence: Sequence, now_s: float) -> None:
-        """From the queue into a slot."""
+        """From the queue into a slot, which has what is known of its prefix."""
         self.waiting.remove(sequence)
         if sequence.deterministic:
             assert not self.running, "the plan has it alone"
             self._runtime.clear()
         self.running.append(sequence)
         sequence.slot = self.free_slots.pop()
+        self._kv.attach(sequence, sequence.slot)
         if sequence.started_s is None:
             sequence.started_s = now_s
 
     def leave(self, sequence: Sequence) -> None:
-        """Give the slot and its cells back."""
+        """Give the slot and its cells back, parking what is worth it."""
         slot = slot_of(sequence)
+        self._kv.detach(sequence, slot)
         self._runtime.trim(slot, 0)
         self.running.remove(sequence)
         self.free_slots.append(slot)

@@ -87,9 +87,9 @@ def plan_entries(
     kept, preempt = _make_room(in_age(running, outlook.now_s), limits.num_cells)
     if preempt or not waiting or any(s.deterministic for s in kept):
         return Entries(preempt, [])
-    displaceable = [s for s in kept if s.yields(outlook.now_s)]
-    if len(kept) >= limits.max_running and not displaceable:
+    if not has_room(kept, limits, outlook.now_s):
         return Entries([], [])
+    displaceable = [s for s in kept if s.yields(outlook.now_s)]
     entrants = set(waiting)
     prompts = [*waiting, *(s for s in kept if s.num_pending > 1)]
     budget = _budget(kept, limits, outlook)
@@ -107,6 +107,11 @@ def plan_entries(
             break
         admit.append(sequence)
     return Entries([], admit)
+
+
+def has_room(running: Seq[Sequence], limits: Limits, now_s: float) -> bool:
+    """Whether there is a slot, or somebody who would make room."""
+    return len(running) < limits.max_running or any(s.yields(now_s) for s in running)
 
 
 def plan_work(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> list[Work]:
@@ -173,7 +178,7 @@ def _budget(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> _Budget
 
 def used_cells(running: Iterable[Sequence]) -> int:
     """KV cells in use."""
-    return sum(s.num_computed for s in running)
+    return sum(s.num_own_cells for s in running)
 
 
 def _make_room(
@@ -203,10 +208,10 @@ def _fits(sequence: Sequence, others: list[Sequence], limits: Limits, outlook: O
 
 
 def footprint(sequence: Sequence, lengths: OutputLengths) -> int:
-    """The cells that a sequence is expected to hold in the end."""
+    """The cells of its own that a sequence is expected to hold in the end."""
     num_tokens = len(sequence.tokens)
     left = lengths.left(sequence.num_generated, sequence.max_len - num_tokens)
-    return min(num_tokens + max(left, GROWTH_TOKENS), sequence.max_len)
+    return min(num_tokens + max(left, GROWTH_TOKENS), sequence.max_len) - sequence.num_shared
 
 
 def _displace(

@@ -30,10 +30,13 @@ class Sequence:
     logprobs: LogprobStream | None = None  # where they were asked for
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
+    namespace: str = ""  # whose cache it may use
     is_batch: bool = False  # nobody waits for it
     deterministic: bool = False  # alone in its steps, and none of its cells from a cache
     slot: int | None = None
     num_computed: int = 0
+    num_known: int = 0  # tokens that it will find computed when it enters, as far as is known now
+    num_shared: int = 0  # of its first cells, those that are counted with another sequence
     num_cached: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
@@ -47,7 +50,16 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) - max(self.num_computed, self.num_known)
+
+    @property
+    def num_own_cells(self) -> int:
+        return self.num_computed - self.num_shared
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether it may begin with cells that were computed before."""
+        return not (self.deterministic or self.wants_all_rows)
 
     @property
     def num_generated(self) -> int:

@@ -18,6 +18,7 @@ from llmserve.engine.advance import advance
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.costs import Costs
 from llmserve.engine.intake import make_sequence
+from llmserve.engine.kv import KvCache
 from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.messages import (
     Cancel,
@@ -37,6 +38,7 @@ from llmserve.engine.scheduler import (
     Limits,
     Outlook,
     Work,
+    has_room,
     in_age,
     plan_entries,
     plan_work,
@@ -63,6 +65,7 @@ class Worker:
         *,
         target_itl_s: float = DEFAULT_TARGET_ITL_S,
         queue_timeout_s: float | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """`compiler` has prepared every submitted constraint."""
         self._runtime = runtime
@@ -81,7 +84,8 @@ class Worker:
         self._costs = Costs()
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._roster = Roster(runtime)
+        self._kv = KvCache(runtime, prefix_cache_bytes)
+        self._roster = Roster(runtime, self._kv)
         self._reporter = Reporter(report, self._roster, self._limits)
         self._num_arrivals = 0
         self._cramped_to: int | None = None  # prompt tokens in a step, while cells are missing
@@ -172,17 +176,18 @@ class Worker:
         self._change_slots(outlook)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        work = self._plan_work(outlook)
+        work = self._kv.clip(self._plan_work(outlook))
         stats = self._expect(work)
         masks = self._masks.start(w.sequence for w in work if w.is_last)
         logits = self._decode(work)
         if logits is None:
             return
         replies, ended = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
+        step_s = time.monotonic() - begin_s
+        self._kv.note(work)
         for sequence in ended:
             self._lengths.observe(sequence.num_generated)
             self._remove(sequence)
-        step_s = time.monotonic() - begin_s
         self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
         self._tell(replies, msgspec.structs.replace(stats, step_s=step_s))
 
@@ -190,7 +195,8 @@ class Worker:
         """Let go whom there is no room for, or else let in whom there is room for."""
         self._suspects = [s for s in self._suspects if s.slot is not None]
         may_enter = self._cramped_to is None and not self._suspects
-        waiting = self._roster.waiting if may_enter else []
+        may_enter &= has_room(self._roster.running, self._limits, outlook.now_s)
+        waiting = self._kv.ready(self._roster.waiting) if may_enter else []
         entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
         for sequence in entries.preempt:
             self._preempt(sequence)

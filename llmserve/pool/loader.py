@@ -52,7 +52,13 @@ class EngineLoader:
             thread.shutdown()
             raise
         try:
-            return make_engine(spec, runtime, self._metrics, thread)
+            return make_engine(
+                spec,
+                runtime,
+                self._metrics,
+                thread,
+                prefix_cache_bytes=placement.prefix_cache_bytes,
+            )
         except BaseException:
             await asyncio.wrap_future(thread.submit(runtime.close))
             thread.shutdown()
@@ -60,7 +66,12 @@ class EngineLoader:
 
 
 def make_engine(
-    spec: ModelSpec, runtime: Runtime, metrics: Metrics, thread: ModelThread | None = None
+    spec: ModelSpec,
+    runtime: Runtime,
+    metrics: Metrics,
+    thread: ModelThread | None = None,
+    *,
+    prefix_cache_bytes: int = 0,
 ) -> Engine:
     """An engine as `spec` wants it, whose steps and load show in `metrics`."""
 
@@ -91,6 +102,7 @@ def make_engine(
         on_step=on_step,
         on_load=on_load,
         thread=thread,
+        prefix_cache_bytes=prefix_cache_bytes,
     )
 
 
@@ -120,6 +132,7 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
         context_length=placement.context_length,
         max_sequences=placement.max_sequences,
         max_outputs=placement.max_outputs,
+        full_window=placement.full_window,
         num_threads=spec.threads,
     )
     return LlamaRuntime(locate(spec), params, on_progress=progress.update)

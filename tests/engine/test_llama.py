@@ -66,7 +66,7 @@ def runtime(loaded: LlamaRuntime) -> LlamaRuntime:
 
 
 def num_tokens_in(runtime: LlamaRuntime, slot: int) -> int:
-    return int(lib.llama_memory_seq_pos_max(runtime._memory, slot)) + 1
+    return int(lib.llama_memory_seq_pos_max(runtime._cells._memory, slot)) + 1
 
 
 def tokens_of(runtime: LlamaRuntime, text: str) -> list[int]:
