@@ -161,6 +161,10 @@ class FakeRuntime:
     def num_tokens(self, slot: int) -> int:
         return len(self.cells[slot])
 
+    def clear(self) -> None:
+        for cells in self.cells:
+            cells.clear()
+
     def abort(self) -> None:
         self._aborted.set()
 

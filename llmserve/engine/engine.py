@@ -7,7 +7,6 @@ so that a long prompt holds up neither the loop nor the worker's steps.
 import asyncio
 import contextlib
 import itertools
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,21 +20,36 @@ from llmserve.core import (
     Finished,
     Message,
     Mode,
+    Queued,
     Request,
     Started,
 )
 from llmserve.engine import prompt
+from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.logprobs import MAX_LOGPROBS
-from llmserve.engine.messages import Ended, Failed, Load, Report, StepStats, Submit
+from llmserve.engine.messages import (
+    Ended,
+    Failed,
+    Load,
+    QueueReport,
+    Report,
+    StepStats,
+    Submit,
+)
 from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
-from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
+from llmserve.errors import (
+    EngineError,
+    InvalidRequestError,
+    LlmserveError,
+    ShuttingDownError,
+)
 
 T = TypeVar("T")
 
-MAX_RETRY_AFTER_S = 120
+NEWS_INTERVAL_S = 2.0  # between two messages to everybody in the queue
 
 # Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
 # because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
@@ -54,7 +68,7 @@ class Engine:
         name: str,
         runtime: Runtime,
         *,
-        max_queue: int,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
         default_mode: Mode | None = None,
         on_step: Callable[[StepStats], None] = lambda stats: None,
         on_load: Callable[[Load], None] = lambda load: None,
@@ -64,7 +78,6 @@ class Engine:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
         self._runtime = runtime
-        self._max_queue = max_queue
         self._default_mode = default_mode
         self._on_step = on_step
         self._on_load = on_load
@@ -73,15 +86,22 @@ class Engine:
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Failed]] = {}
         self._num_active = 0
-        self._mean_request_s = 1.0
         self._loop = asyncio.get_running_loop()
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
         self._thread = thread or ModelThread(f"worker-{name}")
         self._compiler = Compiler(runtime.grammar_tokenizer)
         self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
+        self._admission = Admission(name, runtime.limits.num_slots, policy)
+        self._told: set[int] = set()  # requests that know that they wait
+        self._last_news_s = 0.0  # when everybody in the queue was told about it
         self._worker = Worker(
-            runtime, self._report, self._compiler, prefix_cache_bytes=prefix_cache_bytes
+            runtime,
+            self._report,
+            self._compiler,
+            target_itl_s=policy.target_itl_s,
+            queue_timeout_s=policy.queue_timeout_s,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         self._worker.start(self._thread)
 
@@ -107,9 +127,11 @@ class Engine:
         """`Started`, any number of parts, `Finished`. Leaving early cancels.
 
         Raises `InvalidRequestError`, `TooLargeError`, `QueueFullError` or `ShuttingDownError`
-        before the first event and `EngineError` at any time.
+        before the first event, `QueueTimeoutError` before the first part, and `EngineError` at
+        any time.
         """
-        self._admit()
+        self._check_alive()
+        self._admission.check_count(self._num_active)
         self._num_active += 1
         try:
             submit = await self._loop.run_in_executor(
@@ -117,13 +139,13 @@ class Engine:
             )
             if submit.constraint is not None:
                 await self._compile(submit.id, submit.constraint)
+            self._admission.check_prompt(len(submit.tokens), must_wait=self.num_queued > 0)
             with self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
                     if isinstance(event, Failed):
-                        raise EngineError(event.message)
+                        raise self._error(event)
                     yield event
-                self._mean_request_s += 0.1 * (_duration_s(event) - self._mean_request_s)
                 yield event
         finally:
             self._num_active -= 1
@@ -178,18 +200,6 @@ class Engine:
         if self._closing is not None:
             raise ShuttingDownError(f"model {self.name!r} is shutting down", retry_after_s=5)
 
-    def _admit(self) -> None:
-        self._check_alive()
-        if self._num_active - self.limits.num_slots < self._max_queue:
-            return
-        num_slots = self.limits.num_slots
-        wait_s = self._mean_request_s * (self.num_queued + 1) / num_slots
-        raise QueueFullError(
-            f"model {self.name!r} answers {num_slots} requests at a time and {self._max_queue}"
-            " more are waiting; try again later",
-            retry_after_s=min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S),
-        )
-
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
@@ -204,11 +214,13 @@ class Engine:
             max_len=len(tokens) + max_tokens,
             sampling=request.sampling,
             stop=request.stop,
-            seed=secrets.randbits(53) if request.seed is None else request.seed,
+            seed=_seed(request),
             accepted_s=accepted_s,
             num_logprobs=request.num_logprobs,
             prompt_logprobs=request.prompt_logprobs,
             constraint=request.constraint,
+            is_batch=request.priority == "batch",
+            deterministic=request.deterministic,
             namespace=request.cache_namespace,
         )
 
@@ -232,10 +244,13 @@ class Engine:
         self._check_alive()
         events: asyncio.Queue[Event | Failed] = asyncio.Queue()
         self._requests[submit.id] = events
+        self._admission.join(submit.id, len(submit.tokens))
         self._worker.submit(submit)
         try:
             yield events
         finally:
+            self._admission.leave(submit.id)
+            self._told.discard(submit.id)
             if self._requests.pop(submit.id, None) is not None:
                 self._worker.cancel(submit.id)
 
@@ -258,6 +273,32 @@ class Engine:
             self._on_step(report.stats)
         if report.load:
             self._on_load(report.load)
+        for request_id in report.entered:
+            self._admission.leave(request_id)
+            if request_id in self._told:
+                self._told.discard(request_id)
+                self._tell(request_id, Queued(0, 0.0))
+        if report.queue:
+            self._admission.update(report.queue)
+            self._tell_queue(report.queue)
+
+    def _tell_queue(self, queue: QueueReport) -> None:
+        """Those who are new in it at once, the others not too often: each is woken up by it."""
+        now_s = time.monotonic()
+        is_due = now_s - self._last_news_s >= NEWS_INTERVAL_S
+        if is_due:
+            self._last_news_s = now_s
+        for position, waiting in enumerate(queue.waiting, 1):
+            if is_due or waiting.id not in self._told:
+                self._told.add(waiting.id)
+                self._tell(waiting.id, Queued(position, waiting.expected_wait_s))
+
+    def _tell(self, request_id: int, queued: Queued) -> None:
+        if events := self._requests.get(request_id):
+            events.put_nowait(queued)
+
+    def _error(self, failed: Failed) -> LlmserveError:
+        return self._admission.timed_out() if failed.is_timeout else EngineError(failed.message)
 
     def _end(self, ended: Ended) -> None:
         """The worker is gone: nobody may wait for it any longer."""
@@ -270,6 +311,12 @@ class Engine:
             events.put_nowait(Failed(ended.fault))
         self._requests.clear()
         self._start_closing()  # what failed serves nobody: give its memory back at once
+
+
+def _seed(request: Request) -> int:
+    if request.seed is not None:
+        return request.seed
+    return 0 if request.deterministic else secrets.randbits(53)
 
 
 def _check_parameters(request: Request, vocab_size: int) -> None:
@@ -306,8 +353,3 @@ def _check_constrained(request: Request) -> None:
             " use max_tokens to bound it",
             param="parameters.stop",
         )
-
-
-def _duration_s(finished: Finished) -> float:
-    """How long the request held a slot."""
-    return finished.timings.prefill_s + finished.timings.decode_s

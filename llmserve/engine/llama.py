@@ -189,6 +189,9 @@ class LlamaRuntime:
     def num_tokens(self, slot: int) -> int:
         return self._cells.num_tokens(slot)
 
+    def clear(self) -> None:
+        self._cells.clear()
+
     def abort(self) -> None:
         self._abort_flag[0] = b"\1"
 

@@ -29,6 +29,10 @@ class LlamaCells:
         if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens, -1):
             raise EngineError(f"llama_memory_seq_rm cannot cut a sequence at {num_tokens} tokens")
 
+    def clear(self) -> None:
+        # Trimming all slots would leave the search for free cells somewhere else.
+        lib.llama_memory_clear(self._memory, False)
+
     def share(self, source: int, target: int, num_tokens: int) -> None:
         lib.llama_memory_seq_cp(self._memory, source, target, 0, num_tokens)
 

@@ -21,6 +21,8 @@ class Submit(Struct, frozen=True, tag=True):
     num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
     prompt_logprobs: bool = False  # the same of the prompt's tokens; goes with num_logprobs
     constraint: Constraint | None = None  # the worker's compiler has prepared it
+    is_batch: bool = False
+    deterministic: bool = False
     namespace: str = ""  # whose cached prefixes it may use, and who may use its
 
 
@@ -35,9 +37,10 @@ class Stop(Struct, frozen=True, tag=True):
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """A generation ended by a fault of the engine."""
+    """A generation ended by a fault of the engine, or because it got no slot in time."""
 
     message: str
+    is_timeout: bool = False
 
 
 class StepStats(Struct, frozen=True, tag=True):
@@ -48,6 +51,7 @@ class StepStats(Struct, frozen=True, tag=True):
     num_cells: int  # that were in use before
     expected_s: float
     step_s: float = 0.0
+    num_preempted: int = 0  # sequences that lost their slots since the step before
 
 
 class Load(Struct, frozen=True, tag=True):
@@ -55,6 +59,20 @@ class Load(Struct, frozen=True, tag=True):
 
     num_running: int = 0
     num_waiting: int = 0
+
+
+class Waiting(Struct, frozen=True, tag=True):
+    """One in the queue."""
+
+    id: int
+    expected_wait_s: float  # from now
+
+
+class QueueReport(Struct, frozen=True, tag=True):
+    """Who waits for a slot, the first first, and how long one that came now would."""
+
+    waiting: tuple[Waiting, ...] = ()
+    newcomer_wait_s: float = 0.0
 
 
 Command = Submit | Cancel | Stop
@@ -67,6 +85,8 @@ class StepReport(Struct, frozen=True, tag=True):
     replies: list[Reply]
     stats: StepStats | None = None
     load: Load | None = None  # where it has changed
+    queue: QueueReport | None = None  # where it has changed
+    entered: tuple[int, ...] = ()  # requests that have got a slot
 
 
 class Ended(Struct, frozen=True, tag=True):

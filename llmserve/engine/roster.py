@@ -23,6 +23,9 @@ class Roster:
     def enter(self, sequence: Sequence, now_s: float) -> None:
         """From the queue into a slot, which has what is known of its prefix."""
         self.waiting.remove(sequence)
+        if sequence.deterministic:
+            assert not self.running, "the plan has it alone"
+            self._runtime.clear()
         self.running.append(sequence)
         sequence.slot = self.free_slots.pop()
         self._kv.attach(sequence, sequence.slot)

@@ -118,6 +118,9 @@ class Runtime(Protocol):
         Raises `EngineError` where the model cannot be cut there; 0 is always possible.
         """
 
+    def clear(self) -> None:
+        """Forget everything in all slots: what comes next is computed as by a new context."""
+
     def share(self, source: int, target: int, num_tokens: int) -> None:
         """Let `target`, which is empty, begin with the first tokens of `source`, in its cells.
 

@@ -87,9 +87,9 @@ def plan_entries(
     kept, preempt = _make_room(in_age(running, outlook.now_s), limits.num_cells)
     if preempt or not waiting or any(s.deterministic for s in kept):
         return Entries(preempt, [])
-    displaceable = [s for s in kept if s.yields(outlook.now_s)]
-    if len(kept) >= limits.max_running and not displaceable:
+    if not has_room(kept, limits, outlook.now_s):
         return Entries([], [])
+    displaceable = [s for s in kept if s.yields(outlook.now_s)]
     entrants = set(waiting)
     prompts = [*waiting, *(s for s in kept if s.num_pending > 1)]
     budget = _budget(kept, limits, outlook)
@@ -107,6 +107,11 @@ def plan_entries(
             break
         admit.append(sequence)
     return Entries([], admit)
+
+
+def has_room(running: Seq[Sequence], limits: Limits, now_s: float) -> bool:
+    """Whether there is a slot, or somebody who would make room."""
+    return len(running) < limits.max_running or any(s.yields(now_s) for s in running)
 
 
 def plan_work(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> list[Work]:
@@ -158,7 +163,7 @@ class _Budget:
 def _budget(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> _Budget:
     """For the prompts of a step in which `running` decodes: rule 3."""
     rows = [s for s in running if s.num_pending == 1]
-    used = sum(s.num_own_cells for s in running)
+    used = used_cells(running)
     num_tokens = min(limits.max_batch, limits.num_cells - used) - len(rows)
     num_tokens = min(num_tokens, limits.max_prompt)
     costs = outlook.costs
@@ -171,16 +176,21 @@ def _budget(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> _Budget
     return _Budget(num_tokens, limits.max_outputs - len(rows))
 
 
+def used_cells(running: Iterable[Sequence]) -> int:
+    """KV cells in use."""
+    return sum(s.num_own_cells for s in running)
+
+
 def _make_room(
-    oldest_first: list[Sequence], num_cells: int
+    oldest_first: list[Sequence], max_cells: int
 ) -> tuple[list[Sequence], list[Sequence]]:
     """Split into those that stay, with room for a step, and the youngest, which must go."""
     kept, preempt = list(oldest_first), []
     while kept:
-        used = sum(s.num_own_cells for s in kept)
+        used = used_cells(kept)
         decoding = sum(s.num_pending == 1 for s in kept)
         # Without a decoding row one free cell is enough to go on with some prompt.
-        if used + max(1, decoding) <= num_cells:
+        if used + max(1, decoding) <= max_cells:
             break
         assert len(kept) > 1, "a sequence that does not fit alone was accepted"
         preempt.append(kept.pop())
@@ -193,11 +203,11 @@ def _fits(sequence: Sequence, others: list[Sequence], limits: Limits, outlook: O
         return True
     if sequence.deterministic or any(s.deterministic for s in others):
         return False
-    footprints = [_footprint(s, outlook.lengths) for s in [*others, sequence]]
+    footprints = [footprint(s, outlook.lengths) for s in [*others, sequence]]
     return len(others) < limits.max_running and sum(footprints) <= limits.num_cells
 
 
-def _footprint(sequence: Sequence, lengths: OutputLengths) -> int:
+def footprint(sequence: Sequence, lengths: OutputLengths) -> int:
     """The cells of its own that a sequence is expected to hold in the end."""
     num_tokens = len(sequence.tokens)
     left = lengths.left(sequence.num_generated, sequence.max_len - num_tokens)

@@ -40,6 +40,8 @@ class Sequence:
     num_cached: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
+    queue_position: int | None = None  # the first that was told, and the wait with it
+    expected_queue_s: float = 0.0
     last_token_s: float | None = None
     prompt_len: int = field(init=False)
 
@@ -124,4 +126,6 @@ class Sequence:
             ttft_s=first_s - self.accepted_s,
             decode_s=decode_s,
             tokens_per_s=(self.num_generated - 1) / decode_s if decode_s > 0 else 0.0,
+            queue_position=self.queue_position or 0,
+            expected_queue_s=self.expected_queue_s,
         )

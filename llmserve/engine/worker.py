@@ -17,27 +17,33 @@ from llmserve.core import FinishReason
 from llmserve.engine.advance import advance
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.costs import Costs
+from llmserve.engine.intake import make_sequence
 from llmserve.engine.kv import KvCache
 from llmserve.engine.lengths import OutputLengths
-from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.messages import (
     Cancel,
     Command,
     Ended,
     Failed,
-    Load,
     Reply,
     Report,
-    StepReport,
     StepStats,
     Stop,
     Submit,
 )
-from llmserve.engine.output import TextStream
+from llmserve.engine.reporter import Reporter
 from llmserve.engine.roster import Roster, slot_of
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
-from llmserve.engine.sampling import Sampler
-from llmserve.engine.scheduler import Limits, Outlook, Work, in_age, plan_entries, plan_work
+from llmserve.engine.scheduler import (
+    Limits,
+    Outlook,
+    Work,
+    has_room,
+    in_age,
+    plan_entries,
+    plan_work,
+    used_cells,
+)
 from llmserve.engine.sequence import Sequence
 from llmserve.engine.thread import ModelThread
 from llmserve.errors import EngineError
@@ -58,6 +64,7 @@ class Worker:
         compiler: Compiler | None = None,
         *,
         target_itl_s: float = DEFAULT_TARGET_ITL_S,
+        queue_timeout_s: float | None = None,
         prefix_cache_bytes: int = 0,
     ) -> None:
         """`compiler` has prepared every submitted constraint."""
@@ -73,13 +80,14 @@ class Worker:
             max_outputs=limits.max_outputs,
             target_itl_s=target_itl_s,
         )
+        self._queue_timeout_s = queue_timeout_s
         self._costs = Costs()
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._kv = KvCache(runtime, prefix_cache_bytes)
         self._roster = Roster(runtime, self._kv)
+        self._reporter = Reporter(report, self._roster, self._limits)
         self._num_arrivals = 0
-        self._told_load = Load()
         self._cramped_to: int | None = None  # prompt tokens in a step, while cells are missing
         self._suspects: list[Sequence] = []  # of a step that failed: each is tried alone
         self._prefilling: int | None = None  # the request that most of the running step is for
@@ -144,48 +152,27 @@ class Worker:
                 self._forget(request_id)
 
     def _accept(self, submit: Submit) -> None:
+        self._num_arrivals += 1
         try:
-            sequence = self._new_sequence(submit)
+            sequence = make_sequence(submit, self._num_arrivals, self._runtime, self._compiler)
         except Exception:  # parameters that somebody above should have refused
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
             self._roster.waiting.append(sequence)
+            self._reporter.note_change()
 
-    def _new_sequence(self, submit: Submit) -> Sequence:
-        info = self._runtime.info
-        self._num_arrivals += 1
-        return Sequence(
-            id=submit.id,
-            arrival=self._num_arrivals,
-            tokens=list(submit.tokens),
-            max_len=submit.max_len,
-            sampler=Sampler(
-                submit.sampling,
-                seed=submit.seed,
-                vocab_size=info.vocab_size,
-                eog_tokens=info.eog_tokens,
-            ),
-            text=TextStream(submit.stop),
-            accepted_s=submit.accepted_s,
-            logprobs=_logprob_stream(submit),
-            prompt_scores=self._prompt_scores(submit),
-            matcher=self._compiler.take(submit.id) if submit.constraint else None,
-            namespace=submit.namespace,
-        )
-
-    def _prompt_scores(self, submit: Submit) -> PromptScores | None:
-        if not submit.prompt_logprobs:
-            return None
-        assert submit.num_logprobs is not None, "checked by the engine"
-        return PromptScores(
-            submit.tokens, submit.num_logprobs, lambda token: self._runtime.detokenize([token])
-        )
+    def _forget(self, request_id: int) -> None:
+        if sequence := self._roster.find(request_id):
+            self._remove(sequence)
 
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        outlook = Outlook(self._costs, self._lengths, time.monotonic())
+        outlook = self._outlook()
+        self._expire(outlook.now_s)
+        if self._is_idle:
+            return
         self._change_slots(outlook)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
@@ -196,11 +183,11 @@ class Worker:
         if logits is None:
             return
         replies, ended = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
+        step_s = time.monotonic() - begin_s
         self._kv.note(work)
         for sequence in ended:
             self._lengths.observe(sequence.num_generated)
             self._remove(sequence)
-        step_s = time.monotonic() - begin_s
         self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
         self._tell(replies, msgspec.structs.replace(stats, step_s=step_s))
 
@@ -208,12 +195,24 @@ class Worker:
         """Let go whom there is no room for, or else let in whom there is room for."""
         self._suspects = [s for s in self._suspects if s.slot is not None]
         may_enter = self._cramped_to is None and not self._suspects
+        may_enter &= has_room(self._roster.running, self._limits, outlook.now_s)
         waiting = self._kv.ready(self._roster.waiting) if may_enter else []
         entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
         for sequence in entries.preempt:
             self._preempt(sequence)
         for sequence in entries.admit:
             self._roster.enter(sequence, outlook.now_s)
+            self._reporter.note_entry(sequence)
+
+    def _expire(self, now_s: float) -> None:
+        """Give up on who has waited too long for the first slot."""
+        if self._queue_timeout_s is None:
+            return
+        latest_s = now_s - self._queue_timeout_s
+        for sequence in [s for s in self._roster.waiting if s.accepted_s < latest_s]:
+            if sequence.started_s is None:
+                self._remove(sequence)
+                self._tell([(sequence.id, Failed("queue_timeout", is_timeout=True))])
 
     def _plan_work(self, outlook: Outlook) -> list[Work]:
         limits = self._limits
@@ -229,18 +228,16 @@ class Worker:
         """What `work` is, and how long it should take; told once it is done."""
         num_tokens = sum(w.num_tokens for w in work)
         num_decoded = sum(w.num_tokens == 1 for w in work)
-        num_cells = sum(s.num_own_cells for s in self._roster.running)
+        num_cells = used_cells(self._roster.running)
         num_prefilled = num_tokens - num_decoded
         expected_s = self._costs.step_s(num_decoded, num_prefilled, num_cells)
         return StepStats(num_decoded, num_prefilled, num_cells, expected_s=expected_s)
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
-        """Report what there is to say, and the load where it has changed."""
-        load = Load(len(self._roster.running), len(self._roster.waiting))
-        changed = load != self._told_load
-        self._told_load = load
-        if replies or stats or changed:
-            self._report(StepReport(replies, stats, load if changed else None))
+        self._reporter.tell(replies, self._outlook(), stats)
+
+    def _outlook(self) -> Outlook:
+        return Outlook(self._costs, self._lengths, time.monotonic())
 
     def _decode(self, work: list[Work]) -> Logits | None:
         """The logits of `work`, or None if nothing was computed and the next plan tries again."""
@@ -302,23 +299,22 @@ class Worker:
 
     # -- leaving ----------------------------------------------------------------------------
 
-    def _forget(self, request_id: int) -> None:
-        if sequence := self._roster.find(request_id):
-            self._remove(sequence)
-
     def _remove(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
             self._cramped_to = None
         self._roster.remove(sequence)
+        self._reporter.note_change()
 
     def _preempt(self, sequence: Sequence) -> None:
         self._cramped_to = None
         self._roster.preempt(sequence)
+        self._reporter.note_preemption()
 
     def _cancel_all(self) -> None:
         """Finish everything as cancelled, for the end of the thread."""
         now_s = time.monotonic()
         replies: list[Reply] = []
+        self._reporter.note_change()
         for sequence in self._roster.clear():
             piece = sequence.text.flush()
             replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
@@ -329,12 +325,6 @@ class Worker:
     def _fail(self, sequence: Sequence, message: str) -> None:
         self._remove(sequence)
         self._tell([(sequence.id, Failed(message))])
-
-
-def _logprob_stream(submit: Submit) -> LogprobStream | None:
-    if submit.num_logprobs is None:
-        return None
-    return LogprobStream(submit.num_logprobs, lists_end=submit.prompt_logprobs)
 
 
 def _chunk(work: Work) -> Chunk:

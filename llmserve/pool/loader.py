@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Runtime
@@ -75,7 +76,15 @@ def make_engine(
     """An engine as `spec` wants it, whose steps and load show in `metrics`."""
 
     def on_step(stats: StepStats) -> None:
-        metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
+        metrics.observe_step(
+            spec.name,
+            num_decoded=stats.num_decoded,
+            num_prefilled=stats.num_prefilled,
+            step_s=stats.step_s,
+            expected_s=stats.expected_s,
+        )
+        if stats.num_preempted:
+            metrics.observe_preemptions(spec.name, stats.num_preempted)
 
     def on_load(load: Load) -> None:
         metrics.observe_load(spec.name, load.num_running, load.num_waiting)
@@ -83,7 +92,12 @@ def make_engine(
     return Engine(
         spec.name,
         runtime,
-        max_queue=spec.max_queue,
+        policy=Policy(
+            max_queue=spec.max_queue,
+            max_queue_tokens=spec.max_queue_tokens,
+            queue_timeout_s=spec.queue_timeout,
+            target_itl_s=spec.target_itl,
+        ),
         default_mode=spec.default_mode,
         on_step=on_step,
         on_load=on_load,

@@ -56,6 +56,9 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     context_length: Positive | None = None  # None: the largest that fits, up to the training length
     max_concurrency: Annotated[int, Meta(ge=1, le=255)] | None = None  # None: 16, fewer if short
     max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 256
+    max_queue_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 262_144  # of waiting prompts
+    queue_timeout: Duration | None = None  # longest wait for a slot; None: as long as it takes
+    target_itl: Duration = Duration(0.15)  # between two tokens of a stream while prompts come
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None

@@ -77,7 +77,10 @@ def test_details_on_request(service: FakeService) -> None:
         "generated_tokens": 4,
         "seed": 7,
     }
-    assert list(timings) == ["queue_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_s"]
+    assert list(timings) == [
+        *("queue_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_s"),
+        *("queue_position", "expected_queue_s"),
+    ]
     assert all(math.isfinite(value) and value >= 0 for value in timings.values())
     assert timings["ttft_s"] == pytest.approx(timings["queue_s"] + timings["prefill_s"])
 

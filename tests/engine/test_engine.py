@@ -19,10 +19,12 @@ from llmserve.core import (
     FinishReason,
     Message,
     Mode,
+    Queued,
     Request,
     SamplingParams,
     Started,
 )
+from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
@@ -49,7 +51,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 @contextlib.asynccontextmanager
 async def engine_on(runtime: FakeRuntime, *, max_queue: int = 100) -> AsyncIterator[Engine]:
     """An engine that must be left without a trace of any request."""
-    engine = Engine("fake", runtime, max_queue=max_queue)
+    engine = Engine("fake", runtime, policy=Policy(max_queue=max_queue))
     try:
         yield engine
         assert_nothing_leaked(engine)
@@ -74,7 +76,7 @@ def completion(
 
 async def collect(events: EventStream) -> tuple[Started, str, Finished]:
     """The folded events, having checked their grammar."""
-    collected: list[Event] = [event async for event in events]
+    collected: list[Event] = [event async for event in events if not isinstance(event, Queued)]
     started, *deltas, finished = collected
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
@@ -380,7 +382,7 @@ def test_steps_are_told() -> None:
 
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, max_queue=1, on_step=stats.append)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=1), on_step=stats.append)
         await answer(engine, completion("abc", 5, sampling=ENDLESS))
         assert [(s.num_prefilled, s.num_decoded) for s in stats] == [(3, 0)] + [(0, 1)] * 4
         await engine.close()
@@ -403,7 +405,7 @@ def test_the_end_of_the_worker_leaves_no_load(fault: BaseException | None) -> No
     async def main() -> None:
         gate = Gate()
         runtime = Dying(gate=gate.semaphore)
-        engine = Engine("fake", runtime, max_queue=1, on_load=loads.append)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=1), on_load=loads.append)
         task = asyncio.create_task(answer(engine, completion("a", sampling=ENDLESS)))
         gate.open()
         await settle(lambda: loads == [Load(1, 0)])
@@ -720,7 +722,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
     runtime = FaultyRuntime(fault, at=1, gate=gate.semaphore)
 
     async def main() -> None:
-        engine = Engine("fake", runtime, max_queue=100)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=100))
         before = [
             asyncio.create_task(answer(engine, completion("a", 30, sampling=ENDLESS)))
             for _ in range(5)
@@ -748,7 +750,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
 def test_a_worker_that_dies_while_a_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         runtime = SlowTokenizer()
-        engine = Engine("fake", runtime, max_queue=100)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=100))
         tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(3)]
         await asyncio.to_thread(runtime.tokenizing.wait)
         monkeypatch.delattr(Worker, "_forget")
@@ -809,7 +811,7 @@ def test_closing_while_a_prompt_is_tokenized() -> None:
 def test_closing_twice_at_once() -> None:
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, max_queue=1)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=1))
         first = asyncio.create_task(engine.close())
         second = asyncio.create_task(engine.close())
         await asyncio.sleep(0)

@@ -512,7 +512,7 @@ def test_the_same_seed_gives_the_same_text_and_a_cancel_in_a_prefill_frees_all()
 
     async def main() -> None:
         runtime = LlamaRuntime(MODEL, PARAMS)
-        engine = Engine("smollm2", runtime, max_queue=4)
+        engine = Engine("smollm2", runtime)
         try:
             first, end = await generate(engine, sampled)
             assert first

@@ -747,7 +747,7 @@ def test_a_step_is_one_report() -> None:
     assert worker._drain()
     worker._step()
     load, step = reports
-    assert load == StepReport([], None, Load(3, 0))
+    assert load == StepReport([], None, Load(3, 0), entered=(0, 1, 2))
     assert isinstance(step, StepReport)
     assert step.stats
     assert {request_id for request_id, _ in step.replies} == {0, 1, 2}

@@ -80,6 +80,8 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         stop=stop_strings(wire.stop),
         num_logprobs=_num_logprobs(wire),
         constraint=_constraint(wire.response_format),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
     )
     return [msgspec.structs.replace(base, seed=seed) for seed in seeds(wire, wire.n or 1)]
 

@@ -96,6 +96,8 @@ def to_core(wire: CompletionRequest, prompts: Sequence[Prompt]) -> list[core.Req
         stop=stop_strings(wire.stop),
         num_logprobs=0 if wire.logprobs is None and is_choosy else wire.logprobs,
         prompt_logprobs=bool(wire.echo) and wire.logprobs is not None,
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
     )
     return [
         msgspec.structs.replace(base, seed=seed, **_as_field(prompt))
