@@ -328,6 +328,13 @@ class KvCache:
 
     # -- books ----------------------------------------------------------------------------------
 
+    def check_empty(self, slots: list[int]) -> None:
+        """A cheap look when nothing runs: cells that nobody knows of would slow every step."""
+        for slot in slots:
+            if num_lost := self._runtime.num_tokens(slot):
+                log.error("slot %d holds %d tokens that nobody knows of", slot, num_lost)
+                self._runtime.trim(slot, 0)
+
     def check_integrity(self) -> None:
         """Assert that our books balance, and agree with the runtime's."""
         self._parking.check_integrity()

@@ -80,7 +80,7 @@ class Parking(Generic[S]):
             parked.num_nodes += 1
             self._oldest_first[node] = None
         self.used_bytes += parked.state.nbytes
-        kept = {*nodes, *above(nodes[-1])}
+        kept = {*nodes, *(above(nodes[-1]) if self.can_cut else ())}
         while self.used_bytes > self.budget_bytes:
             candidates = (n for n in self._oldest_first if n not in kept and self._is_free(n))
             oldest = next(candidates, None)
