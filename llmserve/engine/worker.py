@@ -183,10 +183,10 @@ class Worker:
 
     def _step(self) -> None:
         outlook = self._outlook()
+        self._change_slots(outlook)
         self._expire(outlook.now_s)
         if self._is_idle:
             return
-        self._change_slots(outlook)
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
         work = self._kv.clip(self._plan_work(outlook))
@@ -222,10 +222,9 @@ class Worker:
         if self._queue_timeout_s is None:
             return
         latest_s = now_s - self._queue_timeout_s
-        for sequence in [s for s in self._roster.waiting if s.accepted_s < latest_s]:
-            if sequence.started_s is None:
-                self._remove(sequence)
-                self._tell([(sequence.id, Failed("queue_timeout", is_timeout=True))])
+        for sequence in list(self._roster.waiting):
+            if sequence.started_s is None and sequence.accepted_s < latest_s:
+                self._fail(sequence, "no slot became free in time", is_timeout=True)
 
     def _plan_work(self, outlook: Outlook) -> list[Work]:
         limits = self._limits
@@ -335,9 +334,9 @@ class Worker:
             replies.append((sequence.id, finished))
         self._tell(replies)
 
-    def _fail(self, sequence: Sequence, message: str) -> None:
+    def _fail(self, sequence: Sequence, message: str, *, is_timeout: bool = False) -> None:
         self._remove(sequence)
-        self._tell([(sequence.id, Failed(message))])
+        self._tell([(sequence.id, Failed(message, is_timeout))])
 
 
 def _chunk(work: Work) -> Chunk:

@@ -21,6 +21,7 @@ from llmserve.engine.messages import (
     Ended,
     Failed,
     Load,
+    QueueReport,
     Report,
     StepReport,
     StepStats,
@@ -41,15 +42,29 @@ ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 class Bench:
     """A worker whose thread is never started; `step` does one round of its loop."""
 
-    def __init__(self, runtime: FakeRuntime, *, prefix_cache_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        runtime: FakeRuntime,
+        *,
+        prefix_cache_bytes: int = 1 << 20,
+        target_itl_s: float = 0.15,
+        queue_timeout_s: float | None = None,
+    ) -> None:
         self.runtime = runtime
-        self.worker = Worker(runtime, self._note, prefix_cache_bytes=prefix_cache_bytes)
+        self.worker = Worker(
+            runtime,
+            self._note,
+            prefix_cache_bytes=prefix_cache_bytes,
+            target_itl_s=target_itl_s,
+            queue_timeout_s=queue_timeout_s,
+        )
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[SampledLogprob]] = {}
         self.prompts: dict[int, PromptLogprobs] = {}
         self.ends: dict[int, Finished | Failed] = {}
         self.stats: list[StepStats] = []
         self.loads: list[Load] = []
+        self.queues: list[QueueReport] = []
         self.ended: Ended | None = None
         self._num_submitted = 0
 
@@ -74,6 +89,8 @@ class Bench:
             self.stats.append(report.stats)
         if report.load:
             self.loads.append(report.load)
+        if report.queue:
+            self.queues.append(report.queue)
 
     def submit(
         self,
@@ -86,6 +103,9 @@ class Bench:
         num_logprobs: int | None = None,
         namespace: str = "",
         prompt_logprobs: bool = False,
+        is_batch: bool = False,
+        deterministic: bool = False,
+        accepted_s: float = 0.0,
     ) -> int:
         request_id = self._num_submitted
         self._num_submitted += 1
@@ -99,10 +119,12 @@ class Bench:
                 sampling=sampling,
                 stop=stops,
                 seed=seed,
-                accepted_s=0.0,
+                accepted_s=accepted_s,
                 num_logprobs=num_logprobs,
                 prompt_logprobs=prompt_logprobs,
                 namespace=namespace,
+                is_batch=is_batch,
+                deterministic=deterministic,
             )
         )
         return request_id
