@@ -42,6 +42,12 @@ class Metrics:
         self.prompt_tokens = Counter(
             "llmserve_prompt_tokens", "Prompt tokens of answered requests", model, registry=registry
         )
+        self.cached_tokens = Counter(
+            "llmserve_cached_tokens",
+            "Of the prompt tokens, those whose KV cells were reused instead of computed",
+            model,
+            registry=registry,
+        )
         self.generated_tokens = Counter(
             "llmserve_generated_tokens", "Generated tokens", model, registry=registry
         )
@@ -148,6 +154,7 @@ class RequestMeter:
             case Finished(reason, _, usage, timings):
                 self._outcome = reason
                 metrics.prompt_tokens.labels(self.model).inc(usage.prompt_tokens)
+                metrics.cached_tokens.labels(self.model).inc(usage.cached_tokens)
                 metrics.generated_tokens.labels(self.model).inc(usage.generated_tokens)
                 metrics.queue_wait.labels(self.model).observe(timings.queue_s)
                 if usage.generated_tokens:

@@ -27,6 +27,7 @@ from llmserve.core import (
 from llmserve.engine import prompt
 from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.constraint import STACK_BYTES, Compiler
+from llmserve.engine.disk import DiskOptions
 from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import (
     Ended,
@@ -74,6 +75,7 @@ class Engine:
         on_load: Callable[[Load], None] = lambda load: None,
         thread: ModelThread | None = None,
         prefix_cache_bytes: int = 0,
+        disk: DiskOptions | None = None,
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
@@ -102,6 +104,7 @@ class Engine:
             target_itl_s=policy.target_itl_s,
             queue_timeout_s=policy.queue_timeout_s,
             prefix_cache_bytes=prefix_cache_bytes,
+            disk=disk,
         )
         self._worker.start(self._thread)
 

@@ -13,12 +13,15 @@ where others branch off, before the last token of the prompt, and at the end. Se
 """
 
 import logging
+import queue
+from collections.abc import Callable
 from typing import NamedTuple
 
 from llmserve.engine.cells import SharedCells
-from llmserve.engine.parking import Parked, ParkedNode, Parking
-from llmserve.engine.radix import Match
-from llmserve.engine.runtime import OutOfCellsError, Runtime
+from llmserve.engine.disk import DiskOptions, DiskStore, Piece, StateFile
+from llmserve.engine.parking import Parked, Parking
+from llmserve.engine.radix import Match, num_common
+from llmserve.engine.runtime import OutOfCellsError, Runtime, State
 from llmserve.engine.scheduler import Work
 from llmserve.engine.sequence import Sequence
 from llmserve.errors import EngineError
@@ -31,7 +34,7 @@ MIN_PREFIX = 16  # tokens that are worth waiting for, or parking
 class Known(NamedTuple):
     """What is known of a waiting sequence's beginning, in tokens."""
 
-    path: list[Match[Parked]]
+    path: list[Match[Parked[State]]]
     source: int | None  # the running slot that holds `num_shared` of it
     num_shared: int
     num_parked: int  # from the beginning
@@ -43,34 +46,124 @@ class Known(NamedTuple):
         return max(self.num_shared, self.num_parked)
 
 
+class _Fetch(NamedTuple):
+    """States on their way from disk, and who waits for them."""
+
+    namespace: str
+    tokens: list[int]
+    sequences: list[Sequence]
+
+
+class _Fetched(NamedTuple):
+    fetch: _Fetch
+    pieces: list[Piece]
+    unusable: StateFile | None
+
+
 class KvCache:
     """Called by the worker's thread only."""
 
-    def __init__(self, runtime: Runtime, budget_bytes: int) -> None:
-        """`budget_bytes` bounds what is parked; 0 parks nothing."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        budget_bytes: int,
+        disk: DiskOptions | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`budget_bytes` bounds what is parked; 0 parks nothing, neither in memory nor on disk.
+
+        `wake` is called in another thread when there is something to `collect`.
+        """
         self._runtime = runtime
         self._can_cut = runtime.limits.can_cut
-        self._parking = Parking(budget_bytes, can_cut=self._can_cut)
+        self._parking = Parking[State](budget_bytes, can_cut=self._can_cut)
         self._tree = self._parking.tree
         self._cells = SharedCells()
         self._running: dict[int, Sequence] = {}  # by slot
         self._cuts: dict[int, set[int]] = {}  # slot -> where to save a checkpoint, in tokens
+        self._disk_options = disk if budget_bytes else None
+        self._disk: DiskStore | None = None
+        self._wake = wake
+        self._fetches: list[_Fetch] = []
+        self._fetched: queue.SimpleQueue[_Fetched] = queue.SimpleQueue()
 
     @property
     def parked_bytes(self) -> int:
         return self._parking.used_bytes
+
+    def open(self) -> None:
+        """Look at what an earlier run left on disk. Before everything else."""
+        if self._disk_options is None:
+            return
+        try:
+            self._disk = DiskStore(self._disk_options, can_cut=self._can_cut)
+        except OSError as error:
+            log.error("prefixes are kept in memory only: %s", error)
+
+    def close(self) -> None:
+        """Have everything written that is to be."""
+        if self._disk is not None:
+            self._disk.close()
+
+    # -- from disk ------------------------------------------------------------------------------
+
+    def fetch(self, sequence: Sequence) -> None:
+        """`sequence` has arrived: if more of it is on disk, it waits for that (`is_fetching`)."""
+        if self._disk is None or not sequence.can_reuse:
+            return
+        namespace, tokens = sequence.namespace, sequence.tokens
+        known = self._find(sequence)
+        num_near = max(known.num_tokens, known.num_promised)
+        for fetch in self._fetches:
+            num_joint = num_common(fetch.tokens, tokens) if fetch.namespace == namespace else 0
+            if num_joint - num_near >= MIN_PREFIX:
+                fetch.sequences.append(sequence)
+                return
+        num_far = self._disk.find(namespace, tokens, len(tokens) - 1)
+        if num_far - num_near >= MIN_PREFIX:
+            fetch = _Fetch(namespace, tokens[:num_far], [sequence])
+            self._fetches.append(fetch)
+            self._disk.read(
+                namespace,
+                tokens,
+                known.num_parked,
+                num_far,
+                lambda pieces, unusable: self._on_read(_Fetched(fetch, pieces, unusable)),
+            )
+
+    def _on_read(self, fetched: _Fetched) -> None:
+        """In the reader's thread."""
+        self._fetched.put(fetched)
+        self._wake()
+
+    def is_fetching(self, sequence: Sequence) -> bool:
+        return any(sequence in fetch.sequences for fetch in self._fetches)
+
+    def collect(self) -> None:
+        """Take in what came from disk; whoever waited for it need not any longer."""
+        while not self._fetched.empty():
+            fetch, pieces, unusable = self._fetched.get()
+            self._fetches.remove(fetch)
+            for namespace, tokens, start, state in pieces:
+                self._parking.add(namespace, tokens, start, state)
+            if unusable is not None and self._disk is not None:
+                self._disk.forget(fetch.namespace, fetch.tokens, unusable)
+            for sequence in fetch.sequences[1:]:  # more of these may be there
+                self.fetch(sequence)
 
     # -- before a sequence enters ---------------------------------------------------------------
 
     def ready(self, waiting: list[Sequence]) -> list[Sequence]:
         """Those that need not wait for another's prefix, each told what it will find.
 
-        Not empty unless somebody runs.
+        Not empty unless somebody runs, or all are fetching.
         """
         held: set[int] = set()
         led: set[tuple[object, ...]] = set()
         for sequence in sorted(waiting, key=lambda s: (s.is_batch, s.arrival)):
-            if sequence.can_reuse and self._must_wait(sequence, led):
+            if self.is_fetching(sequence) or (
+                sequence.can_reuse and self._must_wait(sequence, led)
+            ):
                 held.add(sequence.id)
         return [s for s in waiting if s.id not in held]
 
@@ -114,13 +207,13 @@ class KvCache:
             if node.payload is not None and (self._can_cut or end == node.end):
                 num_parked = end
         source, num_shared, leader, num_promised = None, 0, None, 0
-        for slot, num_common in common.items():
+        for slot, num_joint in common.items():
             other = self._running[slot]
-            num_usable = min(other.num_computed, num_common)
+            num_usable = min(other.num_computed, num_joint)
             if self._can_cut and num_usable > num_shared:
                 source, num_shared = slot, num_usable
-            if num_usable < num_common > num_promised and self._leads(other, sequence):
-                leader, num_promised = slot, num_common
+            if num_usable < num_joint > num_promised and self._leads(other, sequence):
+                leader, num_promised = slot, num_joint
         return Known(path, source, num_shared, num_parked, num_promised, leader)
 
     # -- entering -------------------------------------------------------------------------------
@@ -155,9 +248,9 @@ class KvCache:
         self._parking.touch([match.node for match in known.path])
         return num_tokens
 
-    def _needed(self, known: Known, num_tokens: int) -> list[tuple[Parked, int]]:
+    def _needed(self, known: Known, num_tokens: int) -> list[tuple[Parked[State], int]]:
         """The states to load behind the first `num_tokens`, and up to where each is needed."""
-        ends: dict[Parked, int] = {}
+        ends: dict[Parked[State], int] = {}
         for node, end in known.path:
             if node.payload is not None and num_tokens < end <= known.num_parked:
                 ends[node.payload] = end  # nodes that share one come one after the other
@@ -210,15 +303,24 @@ class KvCache:
         if len(tokens) < MIN_PREFIX or not self._parking.budget_bytes:
             return
         path = self._tree.insert(sequence.namespace, tokens)
-        for node in path if self._can_cut else path[-1:]:
-            if node.payload is None and not self._put(node, slot):
+        for node in self._parking.lacking(path):
+            start = node.start if self._can_cut else 0
+            state = self._runtime.save(slot, start, node.end)
+            if not self._parking.put([node], Parked(start, node.end, state)):
                 break
         self._tree.prune(path[-1])
         self._parking.touch(path)
+        if self._disk is not None:
+            self._keep(self._disk, sequence.namespace, tokens)
 
-    def _put(self, node: ParkedNode, slot: int) -> bool:
-        start = node.start if self._can_cut else 0
-        return self._parking.put(node, self._runtime.save(slot, start, node.end))
+    def _keep(self, disk: DiskStore, namespace: str, tokens: list[int]) -> None:
+        """Write what is parked of `tokens` and not yet on disk."""
+        num_kept = disk.find(namespace, tokens, len(tokens))
+        path = self._tree.match(namespace, tokens, len(tokens))
+        for node, end in path if self._can_cut else path[-1:]:
+            parked = node.payload
+            if parked is not None and end > num_kept and end == parked.end:
+                disk.keep(namespace, tokens[:end], parked.start, parked.state)
 
     def _count_cells(self) -> None:
         for slot, sequence in self._running.items():
@@ -226,9 +328,18 @@ class KvCache:
 
     # -- books ----------------------------------------------------------------------------------
 
+    def check_empty(self, slots: list[int]) -> None:
+        """A cheap look when nothing runs: cells that nobody knows of would slow every step."""
+        for slot in slots:
+            if num_lost := self._runtime.num_tokens(slot):
+                log.error("slot %d holds %d tokens that nobody knows of", slot, num_lost)
+                self._runtime.trim(slot, 0)
+
     def check_integrity(self) -> None:
         """Assert that our books balance, and agree with the runtime's."""
         self._parking.check_integrity()
+        if self._disk is not None:
+            self._disk.check_integrity()
         num_own = 0
         for slot in range(self._runtime.limits.num_slots):
             sequence = self._running.get(slot)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llama_cpp
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import psutil
@@ -316,6 +317,12 @@ def system_info() -> str:
     function.restype = ctypes.c_char_p
     info: bytes = function()
     return info.decode()
+
+
+def build_info() -> str:
+    """What, beside the model, the state of KV cells depends on."""
+    cache_types = lib.llama_context_default_params()
+    return f"{llama_cpp.__version__} {cache_types.type_k} {cache_types.type_v} {system_info()}"
 
 
 def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p:

@@ -32,6 +32,10 @@ class Cancel(Struct, frozen=True, tag=True):
     id: int
 
 
+class Fetched(Struct, frozen=True, tag=True):
+    """Parked prefixes have come from disk."""
+
+
 class Stop(Struct, frozen=True, tag=True):
     """End the worker; all that was submitted before finishes as cancelled. The last command."""
 
@@ -75,7 +79,7 @@ class QueueReport(Struct, frozen=True, tag=True):
     newcomer_wait_s: float = 0.0
 
 
-Command = Submit | Cancel | Stop
+Command = Submit | Cancel | Fetched | Stop
 Reply = tuple[int, PromptLogprobs | Delta | Finished | Failed]  # request id, what happened
 
 

@@ -56,7 +56,7 @@ class RadixTree(Generic[P]):
         while node is not None and at < limit:
             node = node.children.get(tokens[at])
             if node is not None:
-                at += _num_common(node.tokens, tokens[at : min(node.end, limit)])
+                at += num_common(node.tokens, tokens[at : min(node.end, limit)])
                 path.append(Match(node, at))
                 if at < node.end:
                     break
@@ -76,9 +76,9 @@ class RadixTree(Generic[P]):
                 child = Node(list(tokens[at : at + self._max_run]), at, node)
                 node.children[tokens[at]] = child
             else:
-                num_common = _num_common(child.tokens, tokens[at : child.end])
-                if num_common < len(child.tokens):
-                    child = self._split(child, num_common)
+                common = num_common(child.tokens, tokens[at : child.end])
+                if common < len(child.tokens):
+                    child = self._split(child, common)
             path.append(child)
             node, at = child, child.end
         return path
@@ -148,7 +148,7 @@ class RadixTree(Generic[P]):
         assert all(root.children for root in self._roots.values())
 
 
-def _num_common(run: list[int], tokens: Sequence[int]) -> int:
+def num_common(run: Sequence[int], tokens: Sequence[int]) -> int:
     """How many tokens both begin with."""
     if run == tokens:
         return len(run)

@@ -17,6 +17,7 @@ from llmserve.core import FinishReason
 from llmserve.engine.advance import advance
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.costs import Costs
+from llmserve.engine.disk import DiskOptions
 from llmserve.engine.intake import make_sequence
 from llmserve.engine.kv import KvCache
 from llmserve.engine.lengths import OutputLengths
@@ -25,6 +26,7 @@ from llmserve.engine.messages import (
     Command,
     Ended,
     Failed,
+    Fetched,
     Reply,
     Report,
     StepStats,
@@ -66,8 +68,9 @@ class Worker:
         target_itl_s: float = DEFAULT_TARGET_ITL_S,
         queue_timeout_s: float | None = None,
         prefix_cache_bytes: int = 0,
+        disk: DiskOptions | None = None,
     ) -> None:
-        """`compiler` has prepared every submitted constraint."""
+        """`compiler` has prepared every submitted constraint; `disk` goes with a prefix cache."""
         self._runtime = runtime
         self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
         self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
@@ -84,7 +87,9 @@ class Worker:
         self._costs = Costs()
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._kv = KvCache(runtime, prefix_cache_bytes)
+        self._kv = KvCache(
+            runtime, prefix_cache_bytes, disk, wake=lambda: self._inbox.put(Fetched())
+        )
         self._roster = Roster(runtime, self._kv)
         self._reporter = Reporter(report, self._roster, self._limits)
         self._num_arrivals = 0
@@ -115,6 +120,7 @@ class Worker:
     def _run(self) -> None:
         fault: str | None = "the engine failed; see the server's log"
         try:
+            self._kv.open()
             while self._drain():
                 self._step()
             self._cancel_all()
@@ -123,6 +129,7 @@ class Worker:
             log.exception("the worker failed")
         finally:
             self._masks.close()
+            self._kv.close()
             self._report(Ended(fault))
 
     # -- commands ---------------------------------------------------------------------------
@@ -134,6 +141,7 @@ class Worker:
         while self._is_idle or not self._inbox.empty():
             if self._is_idle:
                 self._tell([])  # no step will say that the last one left
+                self._kv.check_empty(self._roster.free_slots)
             command = self._inbox.get()
             if isinstance(command, Stop):
                 return False
@@ -142,14 +150,18 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._roster.running or self._roster.waiting)
+        """Whether there is nothing to do until a command comes."""
+        roster = self._roster
+        return not roster.running and all(map(self._kv.is_fetching, roster.waiting))
 
-    def _handle(self, command: Submit | Cancel) -> None:
+    def _handle(self, command: Submit | Cancel | Fetched) -> None:
         match command:
             case Submit():
                 self._accept(command)
             case Cancel(request_id):
                 self._forget(request_id)
+            case Fetched():
+                self._kv.collect()
 
     def _accept(self, submit: Submit) -> None:
         self._num_arrivals += 1
@@ -159,6 +171,7 @@ class Worker:
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
+            self._kv.fetch(sequence)
             self._roster.waiting.append(sequence)
             self._reporter.note_change()
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from llmserve.engine.admission import Policy
+from llmserve.engine.disk import DiskOptions, fingerprint
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Runtime
@@ -16,18 +19,30 @@ from llmserve.pool.placement import Placement, place
 from llmserve.pool.progress import DownloadProgress, Progress
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles, read_model
-from llmserve.registry.sources import locate, obtain
+from llmserve.registry.sources import locate, locate_all, obtain
 
 if TYPE_CHECKING:
     from llmserve.engine.llama import LlamaRuntime
 
 
+log = logging.getLogger(__name__)
+
+
 class EngineLoader:
     """Implements `pool.Loader`."""
 
-    def __init__(self, metrics: Metrics, *, auto_download: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        auto_download: bool,
+        prefix_cache_dir: Path | None = None,
+        prefix_cache_disk_bytes: int = 0,
+    ) -> None:
         self._metrics = metrics
         self._auto_download = auto_download
+        self._prefix_cache_dir = prefix_cache_dir
+        self._prefix_cache_disk_bytes = prefix_cache_disk_bytes
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
@@ -52,17 +67,37 @@ class EngineLoader:
             thread.shutdown()
             raise
         try:
+            disk = await asyncio.wrap_future(thread.submit(self._disk_options, spec, placement))
             return make_engine(
                 spec,
                 runtime,
                 self._metrics,
                 thread,
                 prefix_cache_bytes=placement.prefix_cache_bytes,
+                disk=disk,
             )
         except BaseException:
             await asyncio.wrap_future(thread.submit(runtime.close))
             thread.shutdown()
             raise
+
+    def _disk_options(self, spec: ModelSpec, placement: Placement) -> DiskOptions | None:
+        """Reads a little of the model's files. No file there is nothing that ends a load."""
+        from llmserve.engine.llama import build_info
+
+        if self._prefix_cache_dir is None:
+            return None
+        settings = (build_info(), f"full_window={placement.full_window}")
+        try:
+            stamp = fingerprint(locate_all(spec), *settings)
+        except OSError as error:
+            log.warning("%s: prefixes are kept in memory only: %s", spec.name, error)
+            return None
+        return DiskOptions(
+            folder=self._prefix_cache_dir / quote(spec.name, safe=""),
+            budget_bytes=self._prefix_cache_disk_bytes,
+            fingerprint=stamp,
+        )
 
 
 def make_engine(
@@ -72,6 +107,7 @@ def make_engine(
     thread: ModelThread | None = None,
     *,
     prefix_cache_bytes: int = 0,
+    disk: DiskOptions | None = None,
 ) -> Engine:
     """An engine as `spec` wants it, whose steps and load show in `metrics`."""
 
@@ -103,6 +139,7 @@ def make_engine(
         on_load=on_load,
         thread=thread,
         prefix_cache_bytes=prefix_cache_bytes,
+        disk=disk,
     )
 
 

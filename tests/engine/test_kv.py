@@ -8,7 +8,7 @@ from llmserve.core import Finished, SamplingParams, Usage
 from llmserve.engine.kv import MIN_PREFIX
 from llmserve.testing import FakeRuntime
 from tests.engine.solo import GREEDY, answer_alone, tokens_alone
-from tests.engine.test_worker import Bench
+from tests.engine.test_worker import Bench, end_worker
 
 LONG = SamplingParams(temperature=0, ignore_eos=True)
 PREFIX = [n % 251 for n in range(1000)]
@@ -188,6 +188,18 @@ def test_who_wants_every_row_computes_everything() -> None:
     request_id = bench.submit(PREFIX[:100], 5, sampling=LONG, num_logprobs=0, prompt_logprobs=True)
     bench.run()
     assert usage(bench, request_id).cached_tokens == 0
+
+
+def test_cells_that_nobody_knows_of_are_found_when_idle(caplog: pytest.LogCaptureFixture) -> None:
+    bench = make_bench()
+    bench.submit([1] * 20, 2, sampling=LONG)
+    bench.run()
+    bench.runtime.cells[3].extend([1, 2, 3])
+    with pytest.raises(AssertionError, match="slot 3"):
+        bench.worker._kv.check_integrity()
+    end_worker(bench)
+    assert "slot 3 holds 3 tokens that nobody knows of" in caplog.text
+    assert not any(bench.runtime.cells)
 
 
 # -- models that cannot be cut -------------------------------------------------------------------

@@ -12,9 +12,8 @@ sequences = st.lists(st.integers(0, 1), min_size=1, max_size=8)
 
 
 def num_common(a: list[int], b: list[int]) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
 class Machine(RuleBasedStateMachine):
