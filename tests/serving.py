@@ -109,6 +109,7 @@ class FakeService:
     load_error: Exception | None
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
+    engines: dict[str, Engine] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)  # what was logged, or left over at the end
     num_expected_errors: int = 0
     base_url: str = ""
@@ -129,7 +130,8 @@ class FakeService:
         if self.load_error:
             raise self.load_error
         runtime = self.runtimes[spec.name] = FakeRuntime(gate=self.gate, **self.runtime_options)
-        return make_engine(spec, runtime, self.metrics)
+        engine = self.engines[spec.name] = make_engine(spec, runtime, self.metrics)
+        return engine
 
     @property
     def runtime(self) -> FakeRuntime:

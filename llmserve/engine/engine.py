@@ -278,9 +278,10 @@ class Engine:
             self._on_load(report.load)
         for request_id in report.entered:
             self._admission.leave(request_id)
-            if request_id in self._told:
+            events = self._requests.get(request_id)
+            if events and request_id in self._told:
                 self._told.discard(request_id)
-                self._tell(request_id, Queued(0, 0.0))
+                events.put_nowait(Queued(0, 0.0))
         if report.queue:
             self._admission.update(report.queue)
             self._tell_queue(report.queue)
@@ -292,13 +293,10 @@ class Engine:
         if is_due:
             self._last_news_s = now_s
         for position, waiting in enumerate(queue.waiting, 1):
-            if is_due or waiting.id not in self._told:
+            events = self._requests.get(waiting.id)
+            if events and (is_due or waiting.id not in self._told):
                 self._told.add(waiting.id)
-                self._tell(waiting.id, Queued(position, waiting.expected_wait_s))
-
-    def _tell(self, request_id: int, queued: Queued) -> None:
-        if events := self._requests.get(request_id):
-            events.put_nowait(queued)
+                events.put_nowait(Queued(position, waiting.expected_wait_s))
 
     def _error(self, failed: Failed) -> LlmserveError:
         return self._admission.timed_out() if failed.is_timeout else EngineError(failed.message)

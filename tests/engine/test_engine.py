@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ from llmserve.errors import (
     InvalidRequestError,
     LlmserveError,
     QueueFullError,
+    QueueTimeoutError,
     ShuttingDownError,
     TooLargeError,
 )
@@ -41,6 +43,7 @@ from llmserve.testing import EOS, FakeRuntime, reference_greedy
 from tests.engine.solo import GREEDY, Answer, answer_alone
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
+POLICY = Policy()
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -49,9 +52,9 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: FakeRuntime, *, max_queue: int = 100) -> AsyncIterator[Engine]:
+async def engine_on(runtime: FakeRuntime, policy: Policy = POLICY) -> AsyncIterator[Engine]:
     """An engine that must be left without a trace of any request."""
-    engine = Engine("fake", runtime, policy=Policy(max_queue=max_queue))
+    engine = Engine("fake", runtime, policy=policy)
     try:
         yield engine
         assert_nothing_leaked(engine)
@@ -64,6 +67,9 @@ async def engine_on(runtime: FakeRuntime, *, max_queue: int = 100) -> AsyncItera
 def assert_nothing_leaked(engine: Engine) -> None:
     assert engine._requests == {}
     assert engine._num_active == 0
+    assert engine._told == set()
+    assert engine._admission._queued == {}
+    assert engine._admission._num_tokens == 0
 
 
 def completion(
@@ -441,7 +447,7 @@ def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     runtime = FakeRuntime(num_slots=2, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, max_queue=3) as engine:
+        async with engine_on(runtime, Policy(max_queue=3)) as engine:
             tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(5)]
             await settle(lambda: engine._num_active == 5)
             with pytest.raises(QueueFullError, match="2 requests at a time and 3 more") as caught:
@@ -455,11 +461,120 @@ def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     run(main)
 
 
+def test_a_full_queue_of_tokens_refuses_too() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime, Policy(max_queue_tokens=50)) as engine:
+            running = asyncio.create_task(answer(engine, completion("x" * 100, 3)))
+            await until_decoding(runtime)
+            await settle(lambda: engine._admission._num_tokens == 0)
+            waiting = [asyncio.create_task(answer(engine, completion("y" * 20, 3))) for _ in "ab"]
+            await settle(lambda: len(engine._requests) == 3)
+            with pytest.raises(QueueFullError, match="prompts of 40 tokens are waiting"):
+                await anext(engine.generate(completion("z" * 11, 3)))
+            waiting.append(asyncio.create_task(answer(engine, completion("z" * 10, 3))))
+            await settle(lambda: len(engine._requests) == 4)
+            gate.open(1000)
+            await asyncio.gather(running, *waiting)
+            assert engine._admission._queued == {}
+
+    run(main)
+
+
+def test_who_waits_hears_the_place_and_the_wait() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime) as engine:
+            running = engine.generate(completion("a", 20, sampling=ENDLESS))
+            await anext(running)
+            await until_decoding(runtime)
+            streams = [engine.generate(completion(p, 3)) for p in ("long prompt", "short")]
+            for stream in streams:
+                assert isinstance(await anext(stream), Started)
+            gate.open()
+            news = [await anext(stream) for stream in streams]
+            assert [event.position for event in news if isinstance(event, Queued)] == [2, 1]
+            waits = [event.expected_wait_s for event in news if isinstance(event, Queued)]
+            assert 0 < waits[1] < waits[0]
+            gate.open(1000)
+            for stream, position in zip(streams, (2, 1), strict=True):
+                rest = [event async for event in stream]
+                first_part = next(i for i, e in enumerate(rest) if isinstance(e, Delta))
+                last_news = [e for e in rest[:first_part] if isinstance(e, Queued)][-1]
+                assert last_news == Queued(0, 0.0), "it has a slot"
+                assert not any(isinstance(event, Queued) for event in rest[first_part:])
+                end = rest[-1]
+                assert isinstance(end, Finished)
+                assert end.timings.queue_position == position
+            first = [event async for event in running]
+            assert not any(isinstance(event, Queued) for event in first), "it never waited"
+
+    run(main)
+
+
+def test_who_gets_no_slot_in_time_is_told_so() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime, Policy(queue_timeout_s=3600.0)) as engine:
+            running = asyncio.create_task(answer(engine, completion("a", 20, sampling=ENDLESS)))
+            await until_decoding(runtime)
+            late = engine.generate(completion("b", 3))
+            assert isinstance(await anext(late), Started)
+            engine._worker._queue_timeout_s = 0.0  # as if an hour had passed
+            gate.open()
+            with pytest.raises(QueueTimeoutError, match="3600 s of queue_timeout") as caught:
+                await until_failure(late)
+            assert caught.value.retry_after_s is not None
+            gate.open(1000)
+            await running
+
+    run(main)
+
+
+async def until_failure(events: EventStream) -> None:
+    async for event in events:
+        assert isinstance(event, Queued)
+
+
+def test_who_would_wait_too_long_is_refused_at_once() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime, Policy(queue_timeout_s=1e-9)) as engine:
+            running = asyncio.create_task(answer(engine, completion("a", 20, sampling=ENDLESS)))
+            await until_decoding(runtime)
+            await settle(lambda: engine._admission._queue.newcomer_wait_s > 0)
+            with pytest.raises(QueueFullError, match="longer than the 1e-09 s of queue_timeout"):
+                await anext(engine.generate(completion("c", 3)))
+            gate.open(1000)
+            await running
+
+    run(main)
+
+
+def test_a_deterministic_request_without_a_seed_has_one() -> None:
+    async def main() -> None:
+        async with engine_on(FakeRuntime()) as engine:
+            hot = SamplingParams(temperature=1.5)
+            request = completion("abc", 20, sampling=hot, deterministic=True)
+            others = [answer(engine, completion(p, 15, sampling=hot)) for p in "defg"]
+            first, *_, second = await asyncio.gather(
+                answer(engine, request), *others, answer(engine, request)
+            )
+            assert first == second == answer_alone(b"abc", 20, sampling=hot, seed=0)
+            assert first != await answer(engine, msgspec.structs.replace(request, seed=1))
+
+    run(main)
+
+
 def test_without_a_queue_only_the_slots_count() -> None:
     runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, max_queue=0) as engine:
+        async with engine_on(runtime, Policy(max_queue=0)) as engine:
             task = asyncio.create_task(answer(engine, completion("a", 3)))
             await until_decoding(runtime)
             with pytest.raises(QueueFullError):
