@@ -18,12 +18,14 @@ from llmserve.engine.advance import advance
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.costs import Costs
 from llmserve.engine.disk import DiskOptions
+from llmserve.engine.embedder import Embedder
 from llmserve.engine.intake import make_sequence
 from llmserve.engine.kv import KvCache
 from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.messages import (
     Cancel,
     Command,
+    Embed,
     Ended,
     Failed,
     Fetched,
@@ -91,7 +93,8 @@ class Worker:
             runtime, prefix_cache_bytes, disk, wake=lambda: self._inbox.put(Fetched())
         )
         self._roster = Roster(runtime, self._kv)
-        self._reporter = Reporter(report, self._roster, self._limits)
+        self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
+        self._reporter = Reporter(report, self._roster, self._limits, self._embedder)
         self._num_arrivals = 0
         self._cramped_to: int | None = None  # prompt tokens in a step, while cells are missing
         self._suspects: list[Sequence] = []  # of a step that failed: each is tried alone
@@ -102,13 +105,13 @@ class Worker:
         """Occupy `thread`, the one that loaded the runtime, until `stop`."""
         self._ended = thread.submit(self._run)
 
-    def submit(self, command: Submit) -> None:
+    def submit(self, command: Submit | Embed) -> None:
         self._inbox.put(command)
 
     def cancel(self, request_id: int) -> None:
-        """Forget a request; a step that mostly prefills it is interrupted. Any thread."""
+        """Forget a request; a step that is mostly for it is interrupted. Any thread."""
         self._inbox.put(Cancel(request_id))
-        if self._prefilling == request_id:
+        if request_id in (self._prefilling, self._embedder.computing):
             self._runtime.abort()
 
     def stop(self) -> None:
@@ -122,7 +125,9 @@ class Worker:
         try:
             self._kv.open()
             while self._drain():
-                self._step()
+                if self._has_sequences:
+                    self._step()
+                self._embedder.step(is_busy=self._has_sequences)
             self._cancel_all()
             fault = None
         except Exception:
@@ -151,15 +156,23 @@ class Worker:
     @property
     def _is_idle(self) -> bool:
         """Whether there is nothing to do until a command comes."""
-        roster = self._roster
-        return not roster.running and all(map(self._kv.is_fetching, roster.waiting))
+        return not (self._has_sequences or self._embedder.has_work)
 
-    def _handle(self, command: Submit | Cancel | Fetched) -> None:
+    @property
+    def _has_sequences(self) -> bool:
+        """Whether some can be computed: they have a slot, or wait for nothing but one."""
+        roster = self._roster
+        return bool(roster.running) or not all(map(self._kv.is_fetching, roster.waiting))
+
+    def _handle(self, command: Submit | Embed | Cancel | Fetched) -> None:
         match command:
             case Submit():
                 self._accept(command)
+            case Embed():
+                self._embedder.add(command)
             case Cancel(request_id):
                 self._forget(request_id)
+                self._embedder.cancel(request_id)
             case Fetched():
                 self._kv.collect()
 
@@ -185,7 +198,7 @@ class Worker:
         outlook = self._outlook()
         self._change_slots(outlook)
         self._expire(outlook.now_s)
-        if self._is_idle:
+        if not self._roster.running:  # all have been given up on
             return
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
@@ -329,9 +342,10 @@ class Worker:
         self._reporter.note_change()
         for sequence in self._roster.clear():
             piece = sequence.text.flush()
-            replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
+            replies += [(sequence.id, part) for part in sequence.parts(piece)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
+        self._embedder.cancel_all()
         self._tell(replies)
 
     def _fail(self, sequence: Sequence, message: str, *, is_timeout: bool = False) -> None:

@@ -84,6 +84,7 @@ class Bench:
                 self.texts[request_id] += event.text
                 self.logprobs[request_id] += event.logprobs
             else:
+                assert isinstance(event, Finished | Failed)
                 self.ends[request_id] = event
         if report.stats:
             self.stats.append(report.stats)
