@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.engine.kv import MIN_PREFIX
 from tests.serving import ServerProcess, server_process
 
 CONFIG = """
@@ -87,7 +88,9 @@ def test_choices_share_their_prompt(server: ServerProcess) -> None:
     before = num_computed(server)
     answer = chat(server, f"Choices. {SYSTEM}", "When?", n=3)
     assert len(answer["choices"]) == 3
-    assert num_computed(server) - before <= answer["usage"]["prompt_tokens"]
+    # Who finds nearly everything does not wait for the rest.
+    most = answer["usage"]["prompt_tokens"] + 2 * MIN_PREFIX
+    assert num_computed(server) - before <= most
 
 
 def test_a_restarted_server_is_warm(config: Path) -> None:

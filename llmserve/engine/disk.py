@@ -92,7 +92,7 @@ class DiskStore:
         self._books = Parking[StateFile](
             options.budget_bytes, can_cut=can_cut, on_drop=self._remove
         )
-        self._unwritten_bytes = 0
+        self._unwritten: dict[Path, tuple[_Header, State]] = {}  # read from here until then
         self._reader = ModelThread("prefix-reader")
         self._writer = ModelThread("prefix-writer")
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,11 +104,15 @@ class DiskStore:
             thread.shutdown()
             thread.join()
 
+    @property
+    def unwritten_bytes(self) -> int:
+        return sum(state.nbytes for _, state in list(self._unwritten.values()))
+
     # -- writing ------------------------------------------------------------------------------
 
     def keep(self, namespace: str, tokens: Sequence[int], start: int, state: State) -> None:
         """Write `state` of `tokens[start:]` some time soon, if it is news."""
-        if self._unwritten_bytes + state.nbytes > MAX_UNWRITTEN_BYTES:
+        if self.unwritten_bytes + state.nbytes > MAX_UNWRITTEN_BYTES:
             return  # the disk does not follow; the next time, then
         tokens = list(tokens)
         file = StateFile(self._folder / f"{secrets.token_hex(16)}.kv", state.nbytes)
@@ -120,7 +124,7 @@ class DiskStore:
                 tokens=np.array(tokens, dtype=np.int32).tobytes(),
                 state_bytes=state.nbytes,
             )
-            self._unwritten_bytes += state.nbytes
+            self._unwritten[file.path] = header, state
             self._writer.submit(self._write, file, header, state)
 
     def _write(self, file: StateFile, header: _Header, state: State) -> None:
@@ -129,7 +133,7 @@ class DiskStore:
         except OSError as error:
             log.warning("a prefix cannot be written to %s: %s", file.path, error)
         finally:
-            self._unwritten_bytes -= state.nbytes
+            del self._unwritten[file.path]
 
     def _remove(self, file: StateFile) -> None:
         self._writer.submit(file.path.unlink, missing_ok=True)  # after it was written
@@ -171,7 +175,7 @@ class DiskStore:
         for file in files:
             try:
                 pieces.append(self._piece(file.path))
-            except (OSError, _UnusableError, msgspec.MsgspecError) as error:
+            except Exception as error:  # whatever it is, somebody waits for an answer
                 log.info("%s is no prefix that can be used: %s", file.path, error)
                 on_read(pieces, file)
                 return
@@ -185,7 +189,7 @@ class DiskStore:
             self._books.discard(nodes[0])
 
     def _piece(self, path: Path) -> Piece:
-        header, state = _read_file(path, with_state=True)
+        header, state = self._unwritten.get(path) or _read_file(path, with_state=True)
         self._check(header)
         with contextlib.suppress(OSError):
             os.utime(path)  # the least recently used are the oldest after a restart too

@@ -13,14 +13,14 @@ where others branch off, before the last token of the prompt, and at the end. Se
 """
 
 import logging
-import queue
 from collections.abc import Callable
 from typing import NamedTuple
 
 from llmserve.engine.cells import SharedCells
-from llmserve.engine.disk import DiskOptions, DiskStore, Piece, StateFile
+from llmserve.engine.disk import DiskOptions
+from llmserve.engine.disk_tier import DiskTier
 from llmserve.engine.parking import Parked, Parking
-from llmserve.engine.radix import Match, num_common
+from llmserve.engine.radix import Match
 from llmserve.engine.runtime import OutOfCellsError, Runtime, State
 from llmserve.engine.scheduler import Work
 from llmserve.engine.sequence import Sequence
@@ -28,7 +28,7 @@ from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-MIN_PREFIX = 16  # tokens that are worth waiting for, or parking
+MIN_PREFIX = 16  # tokens that are worth waiting for, parking, or going on from
 
 
 class Known(NamedTuple):
@@ -44,20 +44,6 @@ class Known(NamedTuple):
     @property
     def num_tokens(self) -> int:
         return max(self.num_shared, self.num_parked)
-
-
-class _Fetch(NamedTuple):
-    """States on their way from disk, and who waits for them."""
-
-    namespace: str
-    tokens: list[int]
-    sequences: list[Sequence]
-
-
-class _Fetched(NamedTuple):
-    fetch: _Fetch
-    pieces: list[Piece]
-    unusable: StateFile | None
 
 
 class KvCache:
@@ -81,75 +67,36 @@ class KvCache:
         self._cells = SharedCells()
         self._running: dict[int, Sequence] = {}  # by slot
         self._cuts: dict[int, set[int]] = {}  # slot -> where to save a checkpoint, in tokens
-        self._disk_options = disk if budget_bytes else None
-        self._disk: DiskStore | None = None
-        self._wake = wake
-        self._fetches: list[_Fetch] = []
-        self._fetched: queue.SimpleQueue[_Fetched] = queue.SimpleQueue()
+        self._disk = DiskTier(self._parking, disk if budget_bytes else None, wake)
 
     @property
     def parked_bytes(self) -> int:
         return self._parking.used_bytes
 
+    # -- from disk ------------------------------------------------------------------------------
+
     def open(self) -> None:
         """Look at what an earlier run left on disk. Before everything else."""
-        if self._disk_options is None:
-            return
-        try:
-            self._disk = DiskStore(self._disk_options, can_cut=self._can_cut)
-        except OSError as error:
-            log.error("prefixes are kept in memory only: %s", error)
+        self._disk.open()
 
     def close(self) -> None:
         """Have everything written that is to be."""
-        if self._disk is not None:
-            self._disk.close()
-
-    # -- from disk ------------------------------------------------------------------------------
+        self._disk.close()
 
     def fetch(self, sequence: Sequence) -> None:
         """`sequence` has arrived: if more of it is on disk, it waits for that (`is_fetching`)."""
-        if self._disk is None or not sequence.can_reuse:
-            return
-        namespace, tokens = sequence.namespace, sequence.tokens
-        known = self._find(sequence)
-        num_near = max(known.num_tokens, known.num_promised)
-        for fetch in self._fetches:
-            num_joint = num_common(fetch.tokens, tokens) if fetch.namespace == namespace else 0
-            if num_joint - num_near >= MIN_PREFIX:
-                fetch.sequences.append(sequence)
-                return
-        num_far = self._disk.find(namespace, tokens, len(tokens) - 1)
-        if num_far - num_near >= MIN_PREFIX:
-            fetch = _Fetch(namespace, tokens[:num_far], [sequence])
-            self._fetches.append(fetch)
-            self._disk.read(
-                namespace,
-                tokens,
-                known.num_parked,
-                num_far,
-                lambda pieces, unusable: self._on_read(_Fetched(fetch, pieces, unusable)),
-            )
-
-    def _on_read(self, fetched: _Fetched) -> None:
-        """In the reader's thread."""
-        self._fetched.put(fetched)
-        self._wake()
+        if self._disk.is_open and sequence.can_reuse:
+            known = self._find(sequence)
+            num_near = max(known.num_tokens, known.num_promised)
+            self._disk.fetch(sequence, known.num_parked, num_near + MIN_PREFIX)
 
     def is_fetching(self, sequence: Sequence) -> bool:
-        return any(sequence in fetch.sequences for fetch in self._fetches)
+        return self._disk.is_fetching(sequence)
 
     def collect(self) -> None:
         """Take in what came from disk; whoever waited for it need not any longer."""
-        while not self._fetched.empty():
-            fetch, pieces, unusable = self._fetched.get()
-            self._fetches.remove(fetch)
-            for namespace, tokens, start, state in pieces:
-                self._parking.add(namespace, tokens, start, state)
-            if unusable is not None and self._disk is not None:
-                self._disk.forget(fetch.namespace, fetch.tokens, unusable)
-            for sequence in fetch.sequences[1:]:  # more of these may be there
-                self.fetch(sequence)
+        for sequence in self._disk.collect():
+            self.fetch(sequence)  # it had joined another's, and there may be more of its own
 
     # -- before a sequence enters ---------------------------------------------------------------
 
@@ -214,6 +161,8 @@ class KvCache:
                 source, num_shared = slot, num_usable
             if num_usable < num_joint > num_promised and self._leads(other, sequence):
                 leader, num_promised = slot, num_joint
+        if max(num_shared, num_parked) < MIN_PREFIX:
+            source, num_shared, num_parked = None, 0, 0
         return Known(path, source, num_shared, num_parked, num_promised, leader)
 
     # -- entering -------------------------------------------------------------------------------
@@ -233,7 +182,7 @@ class KvCache:
     def _fill(self, slot: int, known: Known) -> int:
         """Returns the number of tokens that `slot` has now."""
         num_tokens = 0
-        if known.source is not None and known.num_shared >= 1:
+        if known.source is not None:
             self._runtime.share(known.source, slot, known.num_shared)
             self._cells.share(known.source, slot, known.num_shared)
             num_tokens = known.num_shared
@@ -310,17 +259,7 @@ class KvCache:
                 break
         self._tree.prune(path[-1])
         self._parking.touch(path)
-        if self._disk is not None:
-            self._keep(self._disk, sequence.namespace, tokens)
-
-    def _keep(self, disk: DiskStore, namespace: str, tokens: list[int]) -> None:
-        """Write what is parked of `tokens` and not yet on disk."""
-        num_kept = disk.find(namespace, tokens, len(tokens))
-        path = self._tree.match(namespace, tokens, len(tokens))
-        for node, end in path if self._can_cut else path[-1:]:
-            parked = node.payload
-            if parked is not None and end > num_kept and end == parked.end:
-                disk.keep(namespace, tokens[:end], parked.start, parked.state)
+        self._disk.keep(sequence.namespace, tokens)
 
     def _count_cells(self) -> None:
         for slot, sequence in self._running.items():
@@ -338,8 +277,7 @@ class KvCache:
     def check_integrity(self) -> None:
         """Assert that our books balance, and agree with the runtime's."""
         self._parking.check_integrity()
-        if self._disk is not None:
-            self._disk.check_integrity()
+        self._disk.check_integrity()
         num_own = 0
         for slot in range(self._runtime.limits.num_slots):
             sequence = self._running.get(slot)
