@@ -5,6 +5,7 @@ from llmserve.api.schemas.errors import ErrorEnvelope
 from llmserve.api.schemas.openai import Body, ModelCard, ModelCards
 from llmserve.api.schemas.openai_chat import ChatChoice, ChatRequest, ChunkChoice
 from llmserve.api.schemas.openai_completions import CompletionChoice, CompletionRequest
+from llmserve.api.schemas.openai_embeddings import EmbeddingList, EmbeddingsRequest
 from llmserve.api.schemas.response_items import AnyStreamEvent, ResponseBody
 from llmserve.api.schemas.responses import INPUT_ITEMS, FunctionTool, ResponsesRequest
 from llmserve.api.schemas.tokens import (
@@ -53,6 +54,14 @@ OPERATIONS = {
         items={"input": INPUT_ITEMS, "tools": (FunctionTool,)},
         answer=ResponseBody,
         events=(AnyStreamEvent,),
+        errors=GENERATION,
+    ),
+    "/v1/embeddings": Operation(
+        summary="A vector for each text",
+        tag="OpenAI",
+        body=EmbeddingsRequest,
+        example={"input": ["Rivers shape land.", "Bread is old."]},
+        answer=EmbeddingList,
         errors=GENERATION,
     ),
     "/tokenize": Operation(
