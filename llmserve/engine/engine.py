@@ -23,27 +23,26 @@ from llmserve.core import (
     EventStream,
     Finished,
     Mode,
-    Queued,
     Request,
     Started,
 )
 from llmserve.engine import embedding, prompt
 from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.answering import Answering, AnswerPlan
-from llmserve.engine.constraint import STACK_BYTES, Compiler, check_tools
+from llmserve.engine.checks import check_request, check_tool_use
+from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.disk import DiskOptions
-from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import (
     Embed,
     Embedded,
     Ended,
     Failed,
     Load,
-    QueueReport,
     Report,
     StepStats,
     Submit,
 )
+from llmserve.engine.news import QueueNews
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
@@ -56,7 +55,6 @@ from llmserve.errors import (
 
 T = TypeVar("T")
 
-NEWS_INTERVAL_S = 2.0  # between two messages to everybody in the queue
 
 # Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
 # because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
@@ -104,8 +102,7 @@ class Engine:
         self._compiler = Compiler(runtime.grammar_tokenizer)
         self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
         self._admission = Admission(name, runtime.limits.num_slots, policy)
-        self._told: set[int] = set()  # requests that know that they wait
-        self._last_news_s = 0.0  # when everybody in the queue was told about it
+        self._news = QueueNews(self._requests)
         self._worker = Worker(
             runtime,
             self._report,
@@ -228,7 +225,7 @@ class Engine:
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        _check_tools(request)
+        check_tool_use(request)
         return await self._encode(lambda: prompt.render(request, self._style))
 
     async def _encode(self, work: Callable[[], T]) -> T:
@@ -267,12 +264,11 @@ class Engine:
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
-        _check_tools(request)
+        check_tool_use(request)
         tokens, conversation = prompt.encode(
             request, self._runtime, self._style, self._default_mode
         )
-        _check_constrained(request)
-        _check_parameters(request, self.info.vocab_size)
+        check_request(request, self.info.vocab_size)
         plan = AnswerPlan(None, request.constraint)
         if conversation is not None:
             assert self._answering
@@ -314,7 +310,7 @@ class Engine:
             yield
         finally:
             self._admission.leave(submit.id)
-            self._told.discard(submit.id)
+            self._news.forget(submit.id)
 
     @contextlib.contextmanager
     def _submitted(
@@ -356,25 +352,10 @@ class Engine:
             self._on_load(report.load)
         for request_id in report.entered:
             self._admission.leave(request_id)
-            events = self._requests.get(request_id)
-            if events and request_id in self._told:
-                self._told.discard(request_id)
-                events.put_nowait(Queued(0, 0.0))
+            self._news.tell_entry(request_id)
         if report.queue:
             self._admission.update(report.queue)
-            self._tell_queue(report.queue)
-
-    def _tell_queue(self, queue: QueueReport) -> None:
-        """Those who are new in it at once, the others not too often: each is woken up by it."""
-        now_s = time.monotonic()
-        is_due = now_s - self._last_news_s >= NEWS_INTERVAL_S
-        if is_due:
-            self._last_news_s = now_s
-        for position, waiting in enumerate(queue.waiting, 1):
-            events = self._requests.get(waiting.id)
-            if events and (is_due or waiting.id not in self._told):
-                self._told.add(waiting.id)
-                events.put_nowait(Queued(position, waiting.expected_wait_s))
+            self._news.tell(report.queue)
 
     def _error(self, failed: Failed) -> LlmserveError:
         return self._admission.timed_out() if failed.is_timeout else EngineError(failed.message)
@@ -400,49 +381,3 @@ def _seed(request: Request) -> int:
 
 def _shutting_down(name: str) -> ShuttingDownError:
     return ShuttingDownError(f"model {name!r} is shutting down", retry_after_s=5)
-
-
-def _check_parameters(request: Request, vocab_size: int) -> None:
-    for token in request.sampling.logit_bias:
-        if not 0 <= token < vocab_size:
-            raise InvalidRequestError(
-                f"token {token} is not in the vocabulary of {vocab_size} tokens",
-                param=f"parameters.logit_bias.{token}",
-            )
-    if request.num_logprobs is not None and not 0 <= request.num_logprobs <= MAX_LOGPROBS:
-        raise InvalidRequestError(
-            f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
-            f" {MAX_LOGPROBS}",
-            param="logprobs",
-        )
-    assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
-
-
-def _check_tools(request: Request) -> None:
-    if request.tool_use is not None:
-        check_tools(request.tool_use.tools)
-        if request.sampling.ignore_eos and request.tool_use.choice != "none":
-            raise InvalidRequestError(
-                "ignore_eos does not go with tools: calls say where the answer ends",
-                param="parameters.ignore_eos",
-            )
-
-
-def _check_constrained(request: Request) -> None:
-    """Raises `InvalidRequestError` for what would break the promise of a constraint.
-
-    It is that an answer with the finish reason stop matches.
-    """
-    if request.constraint is None:
-        return
-    if request.sampling.ignore_eos:
-        raise InvalidRequestError(
-            "ignore_eos does not go with response_format, which says where the answer ends",
-            param="parameters.ignore_eos",
-        )
-    if request.stop:
-        raise InvalidRequestError(
-            "stop does not go with response_format: it would cut the answer before it matches;"
-            " use max_tokens to bound it",
-            param="parameters.stop",
-        )

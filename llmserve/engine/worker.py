@@ -49,6 +49,7 @@ from llmserve.engine.scheduler import (
     used_cells,
 )
 from llmserve.engine.sequence import Sequence
+from llmserve.engine.setbacks import Setbacks
 from llmserve.engine.thread import ModelThread
 from llmserve.errors import EngineError
 
@@ -96,8 +97,7 @@ class Worker:
         self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
         self._reporter = Reporter(report, self._roster, self._limits, self._embedder)
         self._num_arrivals = 0
-        self._cramped_to: int | None = None  # prompt tokens in a step, while cells are missing
-        self._suspects: list[Sequence] = []  # of a step that failed: each is tried alone
+        self._setbacks = Setbacks()
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -202,7 +202,9 @@ class Worker:
             return
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        work = self._kv.clip(self._plan_work(outlook))
+        limits = self._setbacks.limited(self._limits)
+        work = self._setbacks.chosen(plan_work(self._roster.running, limits, outlook))
+        work = self._kv.clip(work)
         stats = self._expect(work)
         masks = self._masks.start(w.sequence for w in work if w.is_last)
         logits = self._decode(work)
@@ -219,9 +221,8 @@ class Worker:
 
     def _change_slots(self, outlook: Outlook) -> None:
         """Let go whom there is no room for, or else let in whom there is room for."""
-        self._suspects = [s for s in self._suspects if s.slot is not None]
-        may_enter = self._cramped_to is None and not self._suspects
-        may_enter &= has_room(self._roster.running, self._limits, outlook.now_s)
+        has_place = has_room(self._roster.running, self._limits, outlook.now_s)
+        may_enter = self._setbacks.may_enter and has_place
         waiting = self._kv.ready(self._roster.waiting) if may_enter else []
         entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
         for sequence in entries.preempt:
@@ -238,16 +239,6 @@ class Worker:
         for sequence in list(self._roster.waiting):
             if sequence.started_s is None and sequence.accepted_s < latest_s:
                 self._fail(sequence, "no slot became free in time", is_timeout=True)
-
-    def _plan_work(self, outlook: Outlook) -> list[Work]:
-        limits = self._limits
-        if self._cramped_to is not None:
-            limits = msgspec.structs.replace(limits, max_prompt=self._cramped_to)
-        work = plan_work(self._roster.running, limits, outlook)
-        if self._suspects:
-            suspect = self._suspects[0]
-            work = [w for w in work if w.sequence is suspect] or [Work(suspect, 1)]
-        return work
 
     def _expect(self, work: list[Work]) -> StepStats:
         """What `work` is, and how long it should take; told once it is done."""
@@ -282,8 +273,7 @@ class Worker:
         except EngineError as error:
             self._isolate(work, error)
         else:
-            if self._suspects:
-                del self._suspects[0]  # not this one
+            self._setbacks.note_success()
             return logits
         return None
 
@@ -294,17 +284,13 @@ class Worker:
             self._roster.rewind(sequence)
 
     def _shrink(self, work: list[Work]) -> None:
-        """llama.cpp found no cells, though the books say that there are: try with less.
-
-        First half the prompt tokens, then one sequence fewer. Nobody enters until somebody leaves.
-        """
-        num_prompt = sum(w.num_tokens for w in work if w.num_tokens > 1)
-        if num_prompt > 1:
-            self._cramped_to = num_prompt // 2
-        elif len(self._roster.running) > 1:
+        """llama.cpp found no cells: try half the prompt tokens, then one sequence fewer."""
+        if self._setbacks.shrink(work):
+            return
+        if len(self._roster.running) > 1:
             log.warning("llama.cpp found no cells for the batch; preempting one sequence")
             self._preempt(in_age(self._roster.running, time.monotonic())[-1])
-            self._cramped_to = self._limits.max_batch
+            self._setbacks.close(self._limits)
         else:
             only = self._roster.running[0]
             self._fail(
@@ -320,18 +306,18 @@ class Worker:
             self._fail(work[0].sequence, error.message)
         else:
             self._rewind(work)
-            self._suspects = [w.sequence for w in work]
+            self._setbacks.isolate(work)
 
     # -- leaving ----------------------------------------------------------------------------
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
-            self._cramped_to = None
+            self._setbacks.note_leaving()
         self._roster.remove(sequence)
         self._reporter.note_change()
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._cramped_to = None
+        self._setbacks.note_leaving()
         self._roster.preempt(sequence)
         self._reporter.note_preemption()
 
