@@ -9,9 +9,13 @@ same events that a stream encodes. `Queued` may come at any time between. A fail
 
 from collections.abc import AsyncGenerator
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
+
+Vectors: TypeAlias = NDArray[np.float32]
 
 
 class Mode(StrEnum):
@@ -83,7 +87,8 @@ class SamplingParams(Struct, frozen=True):
 class Constraint(Struct, frozen=True):
     """What the whole answer must match; see `engine/constraint.py`."""
 
-    kind: Literal["json", "json_schema", "regex", "lark"]  # json: any JSON object
+    # json: any JSON object; calls: a grammar that was made of the request's tools
+    kind: Literal["json", "json_schema", "regex", "lark", "calls"]
     source: str = ""  # the schema as JSON text, the expression or the grammar
 
 
@@ -121,12 +126,42 @@ class Request(Struct, frozen=True):
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
     cache_namespace: str = ""  # requests with another one share no cached prefix with this one
+    template_variables: dict[str, Any] = {}  # for the chat template, by the names that it reads
+
+
+class Pooling(StrEnum):
+    """How the vectors of a text's tokens become the one of the text."""
+
+    MEAN = "mean"
+    CLS = "cls"  # that of the first token
+    LAST = "last"
+
+
+class EmbeddingRequest(Struct, frozen=True):
+    """A vector for each of `inputs`, in no dialect: texts, or token ids that are taken as they are.
+
+    `model` None means the default model. `dimensions` cuts the vectors to so many; None keeps all
+    that the model computes.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    model: str | None = None
+    dimensions: int | None = None
+
+
+class Embeddings(Struct, frozen=True, eq=False):
+    """The answer: `vectors` is (inputs, dimensions) in the order of the inputs, of length 1."""
+
+    model: str
+    vectors: Vectors
+    prompt_tokens: int  # of all inputs
 
 
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose KV cells were reused instead of computed
     generated_tokens: int
+    reasoning_tokens: int = 0  # of the generated ones, those of thoughts
 
 
 class Timings(Struct, frozen=True):

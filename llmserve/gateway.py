@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from llmserve.core import EventStream, Request
+from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
 from llmserve.engine.engine import Engine
 from llmserve.errors import (
     ConfigError,
@@ -99,6 +99,16 @@ class Gateway:
                 async for event in events:
                     meter.see(event)
                     yield event
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work."""
+        with RequestMeter(self.metrics) as meter:
+            spec = self.resolve(request.model)
+            meter.model = spec.name
+            async with self._counted(), self.pool.lease(spec) as engine:
+                embeddings = await engine.embed(request)
+            meter.see_embeddings(embeddings)
+            return embeddings
 
     @asynccontextmanager
     async def engine(self, model: str | None) -> AsyncIterator[Engine]:

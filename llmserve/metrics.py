@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llmserve.core import Event, Finished, PromptLogprobs, Queued, Started
+from llmserve.core import Embeddings, Event, Finished, PromptLogprobs, Queued, Started
 from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -35,7 +35,7 @@ class Metrics:
         model = ("model",)
         self.requests = Counter(
             "llmserve_requests",
-            "Requests by outcome: a finish reason, an error code, or disconnected",
+            "Requests by outcome: a finish reason, embedded, an error code, or disconnected",
             ("model", "outcome"),
             registry=registry,
         )
@@ -50,6 +50,9 @@ class Metrics:
         )
         self.generated_tokens = Counter(
             "llmserve_generated_tokens", "Generated tokens", model, registry=registry
+        )
+        self.embeddings = Counter(
+            "llmserve_embeddings", "Vectors of answered requests", model, registry=registry
         )
         self.ttft = Histogram(
             "llmserve_time_to_first_token_seconds",
@@ -114,11 +117,18 @@ class Metrics:
         )
 
     def observe_step(
-        self, model: str, *, num_decoded: int, num_prefilled: int, step_s: float, expected_s: float
+        self,
+        model: str,
+        *,
+        num_decoded: int,
+        num_prefilled: int,
+        step_s: float,
+        expected_s: float | None,
     ) -> None:
         self.batch_size.labels(model).observe(num_decoded + num_prefilled)
         self.step.labels(model).observe(step_s)
-        self.step_ratio.labels(model).observe(step_s / expected_s)
+        if expected_s is not None:
+            self.step_ratio.labels(model).observe(step_s / expected_s)
         if num_prefilled:
             self.step_prompt_tokens.labels(model).observe(num_prefilled)
 
@@ -164,6 +174,11 @@ class RequestMeter:
                 if self._last_text_s is not None:
                     metrics.inter_token.labels(self.model).observe(now_s - self._last_text_s)
                 self._last_text_s = now_s
+
+    def see_embeddings(self, embeddings: Embeddings) -> None:
+        self._outcome = "embedded"
+        self._metrics.prompt_tokens.labels(self.model).inc(embeddings.prompt_tokens)
+        self._metrics.embeddings.labels(self.model).inc(len(embeddings.vectors))
 
     def __enter__(self) -> Self:
         return self

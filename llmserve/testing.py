@@ -1,17 +1,23 @@
 """Shipped fakes, for fast tests of everything above them. Never used by the server itself."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from llmserve.core import Vectors
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
+    EmbeddingLimits,
     InfillTokens,
+    InputChunk,
     Logits,
+    Marker,
     ModelInfo,
     OutOfCellsError,
     RuntimeLimits,
@@ -33,6 +39,7 @@ class FakeRuntime:
     mistake in positions, slots or reuse changes the text. `gate`, where set, holds every decode
     until released: tests drive steps without sleeping. Without `can_cut` it is like a recurrent
     model: a sequence can only be emptied, saved whole, or continued at its end.
+    `controls` are the texts of control tokens, which have the ids from EOS + 1 on.
     """
 
     def __init__(
@@ -46,17 +53,21 @@ class FakeRuntime:
         chat_template: str | None = TEMPLATE,
         can_cut: bool = True,
         infill: InfillTokens | None = None,
+        controls: Sequence[str] = (),
         gate: threading.Semaphore | None = None,
+        embedding: EmbeddingLimits | None = None,
+        generates: bool = True,
     ) -> None:
         self.info = ModelInfo(
             description="fake",
-            vocab_size=EOS + 1,
+            vocab_size=EOS + 1 + len(controls),
             eog_tokens=frozenset([EOS]),
             bos_text="",
             eos_text="",
             chat_template=chat_template,
             max_token_bytes=1,
             infill=infill,
+            generates=generates,
         )
         self.limits = RuntimeLimits(
             num_cells,
@@ -66,28 +77,43 @@ class FakeRuntime:
             max(max_outputs, num_slots),
             can_cut,
         )
+        self.embedding_limits = embedding
         self.cells: list[list[int]] = [[] for _ in range(num_slots)]
         self._cell_ids: list[list[object]] = [[] for _ in range(num_slots)]  # shared ones are equal
-        self.batch_sizes: list[int] = []
         self.num_saved = 0  # tokens
+        self.inputs: dict[int, list[int]] = {}  # unfinished ones to embed, by slot
+        self.batch_sizes: list[int] = []
+        self.embedded_slots: list[list[int]] = []  # of each call
         self.decoding = threading.Event()  # set while a decode call runs
         self.closed = False
         self._gate = gate
+        self._controls = {text: EOS + 1 + i for i, text in enumerate(controls)}
         self._aborted = threading.Event()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         assert not self.closed
-        return list(text.encode())
+        if not self._controls or not parse_special:
+            return list(text.encode())
+        parts = re.split(f"({'|'.join(map(re.escape, self._controls))})", text)
+        tokens: list[int] = []
+        for part in parts:
+            tokens += [self._controls[part]] if part in self._controls else part.encode()
+        return tokens
 
     def token_bytes(self, token: int) -> bytes:
-        return b"" if token == EOS else bytes([token])
+        return b"" if token >= EOS else bytes([token])
+
+    def find_marker(self, text: str) -> Marker | None:
+        token = self._controls.get(text)
+        return None if token is None else Marker(token, is_control=True)
 
     def grammar_tokenizer(self) -> LLTokenizer:
-        return LLTokenizer(TokenizerWrapper(_ByteTokenizer()), slices=[])
+        return LLTokenizer(TokenizerWrapper(_ByteTokenizer(len(self._controls))), slices=[])
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         assert not self.closed
-        return b"".join(b"<eos>" if token == EOS else bytes([token]) for token in tokens)
+        texts = {EOS: b"<eos>", **{token: text.encode() for text, token in self._controls.items()}}
+        return b"".join(texts.get(token) or bytes([token]) for token in tokens)
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         assert not self.closed
@@ -95,14 +121,7 @@ class FakeRuntime:
         assert 0 < size <= self.limits.max_batch
         assert len({chunk.slot for chunk in chunks}) == len(chunks)
         self.batch_sizes.append(size)
-        self.decoding.set()
-        try:
-            if self._gate:
-                while not self._gate.acquire(timeout=0.01):
-                    if self._aborted.is_set():
-                        raise AbortedError
-        finally:
-            self.decoding.clear()
+        self._pass_gate()
         self._check_room(size)
         for chunk in chunks:
             assert chunk.start == len(self.cells[chunk.slot]), "positions must be consecutive"
@@ -116,8 +135,48 @@ class FakeRuntime:
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.info.vocab_size)
 
     def _logits(self, tokens: Sequence[int]) -> Logits:
-        digest = hashlib.sha256(bytes(token % 256 for token in tokens)).digest()
-        return np.random.default_rng(list(digest)).normal(size=EOS + 1).astype(np.float32) * 4
+        return _noise(tokens, self.info.vocab_size) * 4
+
+    def _pass_gate(self) -> None:
+        self.decoding.set()
+        try:
+            if self._gate:
+                while not self._gate.acquire(timeout=0.01):
+                    if self._aborted.is_set():
+                        raise AbortedError
+        finally:
+            self.decoding.clear()
+
+    def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
+        """As strict as llama.cpp; the vector of an input is a function of all its tokens."""
+        limits = self.embedding_limits
+        assert limits
+        assert not self.closed
+        size = sum(len(chunk.tokens) for chunk in chunks)
+        assert 0 < size <= limits.max_batch or (limits.is_whole and len(chunks) == 1)
+        assert len({chunk.slot for chunk in chunks}) == len(chunks)
+        assert all(0 <= chunk.slot < limits.max_inputs for chunk in chunks)
+        self.batch_sizes.append(size)
+        self.embedded_slots.append([chunk.slot for chunk in chunks])
+        try:
+            self._pass_gate()
+        except AbortedError:
+            self.inputs.clear()
+            raise
+        vectors = []
+        for slot, start, tokens, is_last in chunks:
+            cells = self.inputs.setdefault(slot, [])
+            assert start == len(cells), "positions must be consecutive"
+            assert is_last or not limits.is_whole
+            cells.extend(tokens)
+            assert len(cells) <= limits.max_len
+            assert limits.is_whole or sum(map(len, self.inputs.values())) <= limits.max_len
+            if is_last:
+                vectors.append(fake_vector(self.inputs.pop(slot), limits.num_dimensions))
+        return np.array(vectors, dtype=np.float32).reshape(-1, limits.num_dimensions)
+
+    def forget(self, slot: int) -> None:
+        self.inputs.pop(slot, None)
 
     @property
     def num_used_cells(self) -> int:
@@ -162,8 +221,9 @@ class FakeRuntime:
         return len(self.cells[slot])
 
     def clear(self) -> None:
-        for cells in self.cells:
-            cells.clear()
+        for slot in range(len(self.cells)):
+            self.cells[slot].clear()
+            self._cell_ids[slot].clear()
 
     def abort(self) -> None:
         self._aborted.set()
@@ -175,16 +235,50 @@ class FakeRuntime:
         self.closed = True
 
 
+class ScriptedRuntime(FakeRuntime):
+    """A model that wants to say `answer`, and then to end; a constraint can keep it from that."""
+
+    def __init__(self, answer: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self.answer = answer
+        self._prompt_lens: dict[int, int] = {}  # by slot
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        rows = super().decode(chunks)
+        script = [*self.tokenize(self.answer, add_special=False), EOS]
+        for row, chunk in zip(rows, (c for c in chunks if c.num_outputs), strict=True):
+            num_tokens = len(self.cells[chunk.slot])
+            position = num_tokens - self._prompt_lens.setdefault(chunk.slot, num_tokens)
+            row[script[min(position, len(script) - 1)]] += 1000
+        return rows
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        super().trim(slot, num_tokens)
+        self._prompt_lens.pop(slot, None)
+
+
 class _ByteTokenizer:
     """What llguidance asks of a tokenizer: `FakeRuntime`'s, every byte a token."""
 
     eos_token_id = EOS
     bos_token_id = None
-    tokens = (*(bytes([value]) for value in range(EOS)), b"")
     special_token_ids = ()
+
+    def __init__(self, num_controls: int = 0) -> None:
+        self.tokens = (*(bytes([value]) for value in range(EOS)), *[b""] * (1 + num_controls))
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
+
+
+def _noise(tokens: Sequence[int], size: int) -> Logits:
+    digest = hashlib.sha256(bytes(token % 256 for token in tokens)).digest()
+    return np.random.default_rng(list(digest)).normal(size=size).astype(np.float32)
+
+
+def fake_vector(tokens: Sequence[int], num_dimensions: int) -> Vectors:
+    """What `FakeRuntime` computes for one input; not of length 1."""
+    return _noise(tokens, num_dimensions)
 
 
 def reference_greedy(prompt: Sequence[int], max_tokens: int) -> list[int]:

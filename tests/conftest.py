@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.serving import FakeService, fake_service
@@ -11,6 +12,10 @@ from tests.serving import FakeService, fake_service
 # at each of llama.cpp's barriers, and a token takes a second. Tests are often run beside other
 # work and measure no speed, so their threads soon sleep instead. Read when libgomp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# For the same reason no example of a property test is too slow.
+hypothesis.settings.register_profile("llmserve", deadline=None)
+hypothesis.settings.load_profile("llmserve")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
-from llmserve.testing import FakeRuntime
+from llmserve.testing import FakeRuntime, ScriptedRuntime
 
 T = TypeVar("T")
 
@@ -129,7 +129,8 @@ class FakeService:
         await asyncio.to_thread(self.load_gate.wait)
         if self.load_error:
             raise self.load_error
-        runtime = self.runtimes[spec.name] = FakeRuntime(gate=self.gate, **self.runtime_options)
+        kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
+        runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
         engine = self.engines[spec.name] = make_engine(spec, runtime, self.metrics)
         return engine
 

@@ -48,7 +48,10 @@ def test_the_readme_has_every_field_of_a_response() -> None:
     assert set(ResponsesRequest.__struct_fields__) <= named
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+PAGES = [route for route in ROUTES if route.path != "/docs/{file}"]  # which is part of a page
+
+
+@pytest.mark.parametrize("route", PAGES, ids=lambda route: route.path)
 def test_the_readme_has_every_route(route: object) -> None:
     method = "POST" if "POST" in route.methods else "GET"  # type: ignore[attr-defined]
     path = route.path.replace("{name:path}", "NAME")  # type: ignore[attr-defined]

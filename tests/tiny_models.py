@@ -81,6 +81,12 @@ class TinyModel:
         """A float32 tensor filled with `value`: norms, biases and the like."""
         self.writer.add_tensor(name, np.full(tuple(reversed(shape)), value, dtype=np.float32))
 
+    def normal(
+        self, shape: tuple[int, ...], scale: float, mean: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Float32 noise, for what must not be the same everywhere."""
+        return (self._rng.standard_normal(shape) * scale + mean).astype(np.float32)
+
     def write(self) -> Path:
         self.writer.write_header_to_file()
         self.writer.write_kv_data_to_file()
@@ -118,6 +124,7 @@ def write_llama(
     context: int = 2048,
     tied: bool = True,
     qkv_bias: bool = False,
+    head_norms: bool = False,
     weights: WeightType = "q8_0",
     chat_template: str | None = CHAT_TEMPLATE,
     infill: bool = False,
@@ -138,6 +145,8 @@ def write_llama(
     for i in range(layers):
         block = f"blk.{i}"
         _add_attention(model, block, embedding, heads, kv_heads, head_len, bias=qkv_bias)
+        if head_norms:
+            _add_head_norms(model, block, head_len)
         model.vector(f"{block}.ffn_norm.weight", embedding)
         if experts:
             model.weight(f"{block}.ffn_gate_inp", embedding, experts)
@@ -150,6 +159,11 @@ def write_llama(
 def write_qwen2(path: Path, **arguments: Any) -> Path:
     """A qwen2: a llama whose Q, K and V have biases. Arguments as of `write_llama`."""
     return write_llama(path, architecture="qwen2", qkv_bias=True, **arguments)
+
+
+def write_qwen3(path: Path, **arguments: Any) -> Path:
+    """A qwen3: a llama whose heads have norms; with `pooling_type` in `settings` an embedder."""
+    return write_llama(path, architecture="qwen3", head_norms=True, **arguments)
 
 
 def write_gemma3(

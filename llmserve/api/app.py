@@ -9,8 +9,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from llmserve.api import errors, models, openai, ops
+from llmserve.api import errors, models, openai, operations, ops
+from llmserve.api.docs import docs, docs_file
 from llmserve.api.inference import inference
+from llmserve.api.openapi import Document, openapi
 from llmserve.api.request_id import RequestIds
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
@@ -24,8 +26,12 @@ ROUTES = [
     Route("/health", ops.health),
     Route("/ready", ops.ready),
     Route("/metrics", ops.metrics),
+    Route("/openapi.json", openapi),
+    Route("/docs", docs, include_in_schema=False),
+    Route("/docs/{file}", docs_file, include_in_schema=False),
     *openai.ROUTES,
 ]
+OPERATIONS = operations.OPERATIONS | openai.OPERATIONS
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
@@ -49,4 +55,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
+    app.state.document = Document(ROUTES, OPERATIONS)
     return RequestIds(app)

@@ -1,4 +1,4 @@
-"""Request bytes -> a wire Struct: the one place that reads bodies and knows msgspec's errors."""
+"""Bytes <-> wire Structs: the one place that reads bodies and knows msgspec's errors."""
 
 import difflib
 import re
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 from starlette.requests import Request
+from starlette.responses import Response
 
 from llmserve.errors import InvalidRequestError, TooLargeError
 
@@ -64,6 +65,10 @@ def decode_body(body: bytes | Raw, wire_type: type[T], *, at: str = "") -> T:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidRequestError("the body is nested too deeply") from error
+
+
+def json_response(body: Struct) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")
 
 
 class _Kind(Struct):

@@ -1,6 +1,7 @@
 """POST /inference, the native dialect: wire Structs <-> core."""
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,8 +21,9 @@ from llmserve.api.schemas.native import (
     RegexFormat,
     ResponseFormat,
     StreamDelta,
+    StreamReasoning,
 )
-from llmserve.core import Delta, Event, Finished, Started
+from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
@@ -94,10 +96,10 @@ def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
 
 def render_details(folded: list[Folded]) -> bytes:
     (only,) = folded
-    return encode_details(only.text, only.started, only.finished)
+    return encode_details(only.text, only.reasoning, only.started, only.finished)
 
 
-def encode_details(text: str, started: Started, finished: Finished) -> bytes:
+def encode_details(text: str, reasoning: str, started: Started, finished: Finished) -> bytes:
     """The answer with `details`; also the last event of every stream."""
     details = Details(
         finish_reason=finished.reason,
@@ -107,15 +109,17 @@ def encode_details(text: str, started: Started, finished: Finished) -> bytes:
         generated_tokens=finished.usage.generated_tokens,
         seed=started.seed,
         timings=finished.timings,
+        reasoning=reasoning or UNSET,
     )
     return msgspec.json.encode(InferenceResponse(text, details))
 
 
 class StreamEncoder:
-    """The events of one stream -> its bytes; remembers the text for the last event."""
+    """The events of one stream -> its bytes; remembers the texts for the last event."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._reasonings: list[str] = []
         self._started: Started | None = None
 
     def encode(self, event: Event) -> bytes:
@@ -126,8 +130,12 @@ class StreamEncoder:
             case Delta(text) if text:
                 self._texts.append(text)
                 return sse_event(msgspec.json.encode(StreamDelta(text)))
+            case ReasoningDelta(text):
+                self._reasonings.append(text)
+                return sse_event(msgspec.json.encode(StreamReasoning(text)))
             case Finished():
                 assert self._started
-                return sse_event(encode_details("".join(self._texts), self._started, event))
+                text, reasoning = "".join(self._texts), "".join(self._reasonings)
+                return sse_event(encode_details(text, reasoning, self._started, event))
             case _:
                 return b""

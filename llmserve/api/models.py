@@ -1,13 +1,12 @@
 """GET /models, and the commands load, unload and reload."""
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve.api.body import json_response
 from llmserve.api.schemas.models import ModelList, ModelStatus
 from llmserve.gateway import Gateway
 from llmserve.pool.model import Model, State
-from llmserve.registry.config import ConfigChange
 
 
 async def list_models(request: Request) -> Response:
@@ -17,7 +16,7 @@ async def list_models(request: Request) -> Response:
         memory_budget=gateway.pool.budget_bytes,
         memory_used=gateway.pool.resident_bytes,
     )
-    return _json(body)
+    return json_response(body)
 
 
 async def load_model(request: Request) -> Response:
@@ -26,7 +25,7 @@ async def load_model(request: Request) -> Response:
     spec = gateway.resolve(request.path_params["name"])
     async with gateway.pool.lease(spec):
         pass
-    return _json(_status(gateway.pool.look(spec)))
+    return json_response(_status(gateway.pool.look(spec)))
 
 
 async def unload_model(request: Request) -> Response:
@@ -34,13 +33,13 @@ async def unload_model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     spec = gateway.resolve(request.path_params["name"])
     await gateway.pool.unload(spec)
-    return _json(_status(gateway.pool.look(spec)))
+    return json_response(_status(gateway.pool.look(spec)))
 
 
 async def reload_config(request: Request) -> Response:
     """Reads models.toml again; a file with a mistake changes nothing and gets a 400."""
     gateway: Gateway = request.app.state.gateway
-    return _json(await gateway.reload())
+    return json_response(await gateway.reload())
 
 
 def _status(model: Model) -> ModelStatus:
@@ -60,7 +59,3 @@ def _status(model: Model) -> ModelStatus:
         pinned=model.spec.pinned,
         error=model.error.message if model.error else None,
     )
-
-
-def _json(body: ModelList | ModelStatus | ConfigChange) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,19 +1,21 @@
 """For operators: /health (the process lives), /ready (it can answer), /metrics."""
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from llmserve.api.body import json_response
+from llmserve.api.schemas.ops import Status
 from llmserve.gateway import Gateway
 
 
 async def health(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+    return json_response(Status("ok"))
 
 
 async def ready(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     gateway.check_ready()
-    return JSONResponse({"status": "ready"})
+    return json_response(Status("ready"))
 
 
 async def metrics(request: Request) -> Response:

@@ -6,6 +6,7 @@ import click
 
 from llmserve.bench import constrained as constrained_bench
 from llmserve.bench import dialects as dialects_bench
+from llmserve.bench import embeddings as embeddings_bench
 from llmserve.bench import pool as pool_bench
 from llmserve.bench import prefix as prefix_bench
 from llmserve.bench import scheduling as scheduling_bench
@@ -53,6 +54,7 @@ def main(
       scripts/bench pool                             loading, unloading, swapping models
       scripts/bench constrained                      answers under a JSON schema
       scripts/bench dialects                         what OpenAI's dialect costs
+      scripts/bench embeddings                       what a batch of texts is worth
       scripts/bench prefix --peer URL                prompts with a common beginning
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
       scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
@@ -157,6 +159,15 @@ def sweep(
     if plot:
         sweep_bench.plot(points, plot)
     click.echo(render(sweep_bench.figures(points), as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@json_option
+def embeddings(config: Path, rounds: int, as_json: bool) -> None:
+    """64 short texts in one call, against 64 calls."""
+    click.echo(render(embeddings_bench.run(config, num_rounds=rounds), as_json=as_json))
 
 
 if __name__ == "__main__":

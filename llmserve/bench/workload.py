@@ -19,3 +19,8 @@ def prompts(count: int, *, salt: int = 0) -> list[str]:
         f" {TOPICS[i % len(TOPICS)]}, written for curious readers:\n"
         for i in range(count)
     ]
+
+
+def short_texts(count: int, *, salt: int = 0) -> list[str]:
+    """`count` different texts of about 6 tokens, such as a search has; another `salt`, others."""
+    return [f"{TOPICS[i % len(TOPICS)]} {salt * count + i}" for i in range(count)]

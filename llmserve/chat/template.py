@@ -5,18 +5,33 @@ environment than `_environment`.
 """
 
 import datetime
+import functools
+import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llmserve.core import Message
+from llmserve.core import Message, ToolCall
 from llmserve.errors import InvalidRequestError
+
+
+class CallShape(NamedTuple):
+    """What templates do not agree on, of an assistant's message with calls."""
+
+    has_objects: bool = True  # arguments are objects, or else JSON text
+    has_null: bool = True  # content is null if there is no text, or else ""
+    has_short_ids: bool = False  # nine letters and digits
+
+
+USUAL_SHAPE = CallShape()
 
 
 class ChatTemplate:
@@ -27,6 +42,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos_text: str, eos_text: str) -> None:
+        self.source = source
         self.fault: str | None = None
         self._constants = {"bos_token": bos_text, "eos_token": eos_text}
         self._template: jinja2.Template | None = None
@@ -35,20 +51,41 @@ class ChatTemplate:
         except Exception as error:  # jinja's own, or Python's for a source nested too deeply
             self.fault = str(error) or type(error).__name__
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Raises `InvalidRequestError` with the template's own words if it refuses."""
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that it reads and does not define."""
+        if self._template is None:
+            return frozenset()
+        environment = _environment()
+        return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(self.source)))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        shape: CallShape = USUAL_SHAPE,
+    ) -> str:
+        """`tools` are as OpenAI's. Raises `InvalidRequestError` with the template's own words if
+        it refuses.
+        """
         if self._template is None:
             raise InvalidRequestError(
                 f"the model's chat template is broken: {self.fault}; use mode completion",
                 param="mode",
             )
+        turns = [_as_dict(message, shape) for message in messages]
         try:
             return self._template.render(
-                self._constants,
-                tools=None,
-                documents=None,
-                messages=[_as_dict(message) for message in messages],
-                add_generation_prompt=True,
+                {
+                    **(variables or {}),
+                    **self._constants,
+                    "tools": tools or None,
+                    "documents": None,
+                    "messages": turns,
+                    "add_generation_prompt": True,
+                }
             )
         except Exception as error:
             # Whatever the template's code trips over: a wrong role order, a sandbox violation.
@@ -57,10 +94,41 @@ class ChatTemplate:
             ) from error
 
 
-def _as_dict(message: Message) -> dict[str, str]:
+def _as_dict(message: Message, shape: CallShape) -> dict[str, Any]:
     """What templates read; they ask whether there is a name by `is defined`."""
-    fields = {"role": message.role, "content": message.content}
-    return fields if message.name is None else {**fields, "name": message.name}
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.reasoning is not None:
+        fields["reasoning_content"] = message.reasoning
+        if not (message.tool_calls and message.content):  # of which gpt-oss's takes only one
+            fields["thinking"] = message.reasoning
+    if message.tool_calls:
+        fields["tool_calls"] = [_call_as_dict(call, shape) for call in message.tool_calls]
+        if not message.content and shape.has_null:
+            fields["content"] = None
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = _call_id(message.tool_call_id, shape)
+    return fields
+
+
+def _call_as_dict(call: ToolCall, shape: CallShape) -> dict[str, Any]:
+    arguments: Any = call.arguments
+    if shape.has_objects:
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"the arguments of call {call.id!r} are not JSON: {error}", param="messages"
+            ) from error
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": _call_id(call.id, shape), "type": "function", "function": function}
+
+
+def _call_id(id: str, shape: CallShape) -> str:  # noqa: A002
+    if not shape.has_short_ids or re.fullmatch("[a-zA-Z0-9]{9}", id):
+        return id
+    return hashlib.sha256(id.encode()).hexdigest()[:9]
 
 
 class _Generation(Extension):

@@ -43,6 +43,17 @@ class Admission:
             retry_after_s=self._retry_after_s(excess + 1, 0),
         )
 
+    def check_embedding(self, num_active: int, num_slots: int, mean_s: float) -> None:
+        """As `check_count`, for embeddings: so many at a time, `mean_s` each."""
+        num_queued = num_active - num_slots
+        if num_queued < self._policy.max_queue:
+            return
+        raise QueueFullError(
+            f"model {self._name!r} embeds for {num_slots} requests at a time and"
+            f" {self._policy.max_queue} more are waiting; try again later",
+            retry_after_s=_whole_s(mean_s * (num_queued + 1) / num_slots),
+        )
+
     def check_prompt(self, num_tokens: int, *, must_wait: bool) -> None:
         """Raises `QueueFullError` if a prompt is too much for the queue, or would wait too long.
 

@@ -64,26 +64,26 @@ def _take(
     if sequence.is_full:  # it was for the prompt alone
         _finish(outcome, sequence, FinishReason.LENGTH, None, now_s)
         return
+    guard = None if token == sequence.opening else sequence.guard
     sequence.add(token, now_s)
     if token in runtime.info.eog_tokens:
         piece, reason = sequence.text.flush(), FinishReason.STOP
         if piece.stop is None and sequence.logprobs and sequence.logprobs.lists_end:
             _note_logprob(sequence, sequence.logprobs, token, row, piece, runtime)
-    elif fault := accept(sequence.matcher, token):
+    elif fault := accept(guard, token):
         _fail(outcome, sequence, _off_grammar(fault))
         return
     else:
-        piece, reason = sequence.text.push(runtime.token_bytes(token)), None
+        piece, reason = sequence.text.push(_bytes_of(token, sequence, runtime)), None
         if piece.stop is None and sequence.logprobs is not None:
             _note_logprob(sequence, sequence.logprobs, token, row, piece, runtime)
         is_complete = sequence.is_complete
         if piece.stop is None and (is_complete or sequence.is_full):
-            rest = sequence.text.flush()
-            piece = Piece(piece.text + rest.text, rest.stop)
+            piece = piece.followed_by(sequence.text.flush())
             reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
     if piece.stop is not None:
         reason = FinishReason.STOP
-    outcome.replies.extend((sequence.id, delta) for delta in sequence.deltas(piece.text))
+    outcome.replies.extend((sequence.id, part) for part in sequence.parts(piece))
     if reason is not None:
         _finish(outcome, sequence, reason, piece.stop, now_s)
 
@@ -109,7 +109,13 @@ def _note_logprob(
     runtime: Runtime,
 ) -> None:
     entry = sampled_logprob(row, token, logprobs.num_top, runtime.token_bytes)
-    logprobs.push(entry, len(piece.text) + sequence.text.held_len)
+    logprobs.push(entry, piece.num_chars + sequence.text.held_len)
+
+
+def _bytes_of(token: int, sequence: Sequence, runtime: Runtime) -> bytes:
+    """Its text, also that of a control token which means something in this answer."""
+    controls = sequence.reading.controls if sequence.reading else {}
+    return controls.get(token) or runtime.token_bytes(token)
 
 
 def _off_grammar(reason: str) -> str:

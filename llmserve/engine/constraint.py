@@ -20,11 +20,12 @@ import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from llmserve.core import Constraint
+from llmserve.core import Constraint, Tool
 from llmserve.engine.sampling import Allowed
 from llmserve.errors import InvalidRequestError
 
 MAX_SOURCE_BYTES = 64 * 1024
+MAX_CALLS_BYTES = 4 * MAX_SOURCE_BYTES  # of the grammar of all tools together
 MAX_DEPTH = 64  # brackets in brackets, in a schema's text
 MAX_REFERENCE_DEPTH = 1000  # the same with every reference followed once
 MAX_PROPERTIES = 1000  # of one object; compiling takes the square of this, 0.1 s here
@@ -49,11 +50,16 @@ _LIMITS = LLParserLimits(
 # Enough for pretty-printed JSON. With unbounded space a small model can go on with it for ever.
 _WHITESPACE = r"[ ]|\n[ ]{0,24}"
 
+# For schemas inside of a grammar. They may bring options of their own (`x-guidance`), but not
+# `lenient`: it would let llguidance pass over the keywords that it cannot enforce.
+SCHEMA_OPTIONS = {"whitespace_pattern": _WHITESPACE, "lenient": False}
+
 _FIELDS = {
     "json": "response_format",
     "json_schema": "response_format.json_schema.schema",
     "regex": "response_format.regex",
     "lark": "response_format.grammar",
+    "calls": "tools",
 }
 
 
@@ -99,8 +105,19 @@ class Compiler:
             # which all the copies then have.
             matcher.compute_bitmask()
         if matcher.is_error():
-            raise _refusal(constraint, _reason(matcher))
+            raise _refusal(self._field(constraint), _reason(matcher))
         return matcher
+
+    def _field(self, constraint: Constraint) -> str:
+        """The name of what cannot be compiled: of several schemas, the first that cannot alone."""
+        assert self._tokenizer is not None
+        if constraint.kind == "calls":
+            shared = "\n".join(re.findall("^raw.*$", constraint.source, re.MULTILINE))
+            for index, rule in re.findall(r"^args_(\d+): (.*)$", constraint.source, re.MULTILINE):
+                grammar = LLMatcher.grammar_from_lark(f"start: {rule}\n{shared}\n")
+                if LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS).is_error():
+                    return f"tools[{index}].function.parameters"
+        return _FIELDS[constraint.kind]
 
     def _keep(self, constraint: Constraint, matcher: LLMatcher) -> None:
         self._compiled[constraint] = matcher
@@ -116,13 +133,21 @@ class Compiler:
 
 
 class Constrained(Protocol):
-    """What has a matcher, or None; in the worker a `Sequence`."""
+    """What may have to match something; in the worker a `Sequence`."""
 
     @property
     def id(self) -> int: ...
 
     @property
     def matcher(self) -> LLMatcher | None: ...
+
+    @property
+    def guard(self) -> LLMatcher | None:
+        """The matcher if the next token is its business, which one of a thought is not."""
+
+    @property
+    def opening(self) -> int | None:
+        """The token that may come next besides."""
 
 
 class StepMasks(NamedTuple):
@@ -135,11 +160,22 @@ class StepMasks(NamedTuple):
 class Masks:
     """The masks of one step, possibly still being computed."""
 
-    def __init__(self, future: Future[StepMasks] | None) -> None:
+    def __init__(self, future: Future[StepMasks] | None, known: dict[int, Allowed]) -> None:
         self._future = future
+        self._known = known
 
     def wait(self) -> StepMasks:
-        return self._future.result() if self._future else StepMasks({}, {})
+        if self._future is None:
+            return StepMasks(self._known, {})
+        masks = self._future.result()
+        masks.allowed.update(self._known)
+        return masks
+
+
+class _Guard(NamedTuple):
+    request_id: int
+    matcher: LLMatcher
+    opening: int | None
 
 
 class MaskFiller:
@@ -150,35 +186,42 @@ class MaskFiller:
         self._eog_tokens = sorted(eog_tokens)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")  # started by the first use
         self._executor: LLExecutor | None = None
+        self._all_but_end = np.ones(vocab_size, dtype=np.bool_)
+        self._all_but_end[self._eog_tokens] = False
 
     def start(self, sequences: Iterable[Constrained]) -> Masks:
         """Begin with the masks of those that have a matcher, which must not be used until `wait`.
 
         One `Masks` at a time: a later one waits for the earlier.
         """
-        matchers = [(s.id, s.matcher) for s in sequences if s.matcher is not None]
-        return Masks(self._thread.submit(self._fill, matchers) if matchers else None)
+        constrained = [s for s in sequences if s.matcher is not None]
+        # Not its business yet; but an answer that ended here would not match.
+        known = {s.id: self._all_but_end for s in constrained if s.guard is None}
+        guards = [_Guard(s.id, s.guard, s.opening) for s in constrained if s.guard is not None]
+        return Masks(self._thread.submit(self._fill, guards) if guards else None, known)
 
     def close(self) -> None:
         self._thread.shutdown()
 
-    def _fill(self, matchers: list[tuple[int, LLMatcher]]) -> StepMasks:
+    def _fill(self, guards: list["_Guard"]) -> StepMasks:
         if self._executor is None:
             self._executor = LLExecutor(2)  # so that a slow one does not hold up all the others
-        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), self._vocab_size)
+        bits = llguidance.numpy.allocate_token_bitmask(len(guards), self._vocab_size)
         llguidance.numpy.fill_next_token_bitmask_par(
-            self._executor, [(matcher, row) for row, (_, matcher) in enumerate(matchers)], bits
+            self._executor, [(guard.matcher, row) for row, guard in enumerate(guards)], bits
         )
         rows = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
         allowed = rows[:, : self._vocab_size].view(np.bool_)
         masks = StepMasks({}, {})
-        for (request_id, matcher), row in zip(matchers, allowed, strict=True):
+        for (request_id, matcher, opening), row in zip(guards, allowed, strict=True):
             if matcher.is_error():
                 masks.faults[request_id] = _reason(matcher)
                 continue
             if not matcher.is_accepting():
                 # A grammar can name special tokens; one that ends must not come in the middle.
                 row[self._eog_tokens] = False
+            if opening is not None:
+                row[opening] = True
             if row.any():
                 masks.allowed[request_id] = row
             else:
@@ -198,35 +241,56 @@ def accept(matcher: LLMatcher | None, token: int) -> str | None:
 
 def check(constraint: Constraint) -> None:
     """Raises `InvalidRequestError` for what is too large or too deep for native code."""
-    try:
-        num_bytes = len(constraint.source.encode())
-    except UnicodeEncodeError as error:
-        raise _refusal(constraint, "it has half of a surrogate pair") from error
-    if num_bytes > MAX_SOURCE_BYTES:
-        raise _refusal(constraint, f"it has {num_bytes} bytes, over {MAX_SOURCE_BYTES}")
-    match constraint.kind:
-        case "json_schema":
-            _check_schema(constraint)
-        case "lark":
-            if (num_colons := constraint.source.count(":")) > MAX_COLONS:
-                raise _refusal(constraint, f"it has {num_colons} colons, over {MAX_COLONS}")
+    field, source = _FIELDS[constraint.kind], constraint.source
+    if constraint.kind == "json_schema":
+        check_schema(source, field)
+        return
+    _check_size(source, field, MAX_CALLS_BYTES if constraint.kind == "calls" else MAX_SOURCE_BYTES)
+    if constraint.kind == "lark" and (num_colons := source.count(":")) > MAX_COLONS:
+        raise _refusal(field, f"it has {num_colons} colons, over {MAX_COLONS}")
 
 
-def _check_schema(constraint: Constraint) -> None:
-    if (depth := text_depth(constraint.source)) > MAX_DEPTH:
-        raise _refusal(constraint, f"it is nested {depth} deep, over {MAX_DEPTH}")
+def check_tools(tools: Iterable[Tool]) -> None:
+    """The same for the schemas of their arguments, before anybody reads them.
+
+    A name must be able to stand in every format as it is.
+    """
+    for index, tool in enumerate(tools):
+        if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,64}", tool.name):
+            raise _refusal(
+                f"tools[{index}].function.name",
+                "it must have 1 to 64 of the characters a-z, A-Z, 0-9, _, - and .",
+            )
+        if tool.parameters is not None:
+            check_schema(tool.parameters, f"tools[{index}].function.parameters")
+
+
+def check_schema(source: str, field: str) -> None:
+    """The same for one schema, of that name."""
+    _check_size(source, field, MAX_SOURCE_BYTES)
+    if (depth := text_depth(source)) > MAX_DEPTH:
+        raise _refusal(field, f"it is nested {depth} deep, over {MAX_DEPTH}")
     try:
-        schema = msgspec.json.decode(constraint.source)
+        schema = msgspec.json.decode(source)
     except msgspec.DecodeError as error:
-        raise _refusal(constraint, f"it is not JSON: {error}") from error
+        raise _refusal(field, f"it is not JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise _refusal(constraint, "it is not an object")
+        raise _refusal(field, "it is not an object")
     if (depth := reference_depth(schema)) > MAX_REFERENCE_DEPTH:
         raise _refusal(
-            constraint, f"its references go {depth} deep together, over {MAX_REFERENCE_DEPTH}"
+            field, f"its references go {depth} deep together, over {MAX_REFERENCE_DEPTH}"
         )
     if (count := max(map(_num_properties, _objects(schema)))) > MAX_PROPERTIES:
-        raise _refusal(constraint, f"an object has {count} properties, over {MAX_PROPERTIES}")
+        raise _refusal(field, f"an object has {count} properties, over {MAX_PROPERTIES}")
+
+
+def _check_size(source: str, field: str, max_bytes: int) -> None:
+    try:
+        num_bytes = len(source.encode())
+    except UnicodeEncodeError as error:
+        raise _refusal(field, "it has half of a surrogate pair") from error
+    if num_bytes > max_bytes:
+        raise _refusal(field, f"it has {num_bytes} bytes, over {max_bytes}")
 
 
 def text_depth(json: str) -> int:
@@ -301,7 +365,7 @@ def _grammar(constraint: Constraint) -> str:
             return _from_schema(constraint.source)
         case "regex":
             return LLMatcher.grammar_from_regex(constraint.source)
-        case "lark":
+        case "lark" | "calls":
             return LLMatcher.grammar_from_lark(constraint.source)
 
 
@@ -309,8 +373,6 @@ def _from_schema(schema: str) -> str:
     return LLMatcher.grammar_from_json_schema(
         schema,
         defaults={"whitespace_pattern": _WHITESPACE},
-        # A schema may bring options of its own (`x-guidance`), but not this one: it would let
-        # llguidance pass over the keywords that it cannot enforce.
         overrides={"lenient": False},
     )
 
@@ -321,6 +383,5 @@ def _reason(matcher: LLMatcher) -> str:
     return lines[0][:300] if lines else "llguidance gives no reason"
 
 
-def _refusal(constraint: Constraint, reason: str) -> InvalidRequestError:
-    field = _FIELDS[constraint.kind]
+def _refusal(field: str, reason: str) -> InvalidRequestError:
     return InvalidRequestError(f"{field} cannot be used: {reason}", param=field)

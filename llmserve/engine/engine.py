@@ -13,32 +13,37 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from llmserve.core import (
     Constraint,
+    EmbeddingRequest,
+    Embeddings,
     Event,
     EventStream,
     Finished,
-    Message,
     Mode,
-    Queued,
     Request,
     Started,
 )
-from llmserve.engine import prompt
+from llmserve.engine import embedding, prompt
 from llmserve.engine.admission import Admission, Policy
+from llmserve.engine.answering import Answering, AnswerPlan
+from llmserve.engine.checks import check_request, check_tool_use
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.disk import DiskOptions
-from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.engine.messages import (
+    Embed,
+    Embedded,
     Ended,
     Failed,
     Load,
-    QueueReport,
     Report,
     StepStats,
     Submit,
 )
-from llmserve.engine.runtime import ModelInfo, Runtime, RuntimeLimits
+from llmserve.engine.news import QueueNews
+from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
 from llmserve.errors import (
@@ -50,7 +55,6 @@ from llmserve.errors import (
 
 T = TypeVar("T")
 
-NEWS_INTERVAL_S = 2.0  # between two messages to everybody in the queue
 
 # Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
 # because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
@@ -83,11 +87,14 @@ class Engine:
         self._default_mode = default_mode
         self._on_step = on_step
         self._on_load = on_load
-        self._template = prompt.load_template(runtime.info)
+        self._style = prompt.load_style(runtime.info)
+        self._answering = Answering(self._style, runtime) if self._style else None
         self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
-        self._requests: dict[int, asyncio.Queue[Event | Failed]] = {}
+        self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
         self._num_active = 0
+        self._num_embedding = 0
+        self._mean_embedding_s = 1.0
         self._loop = asyncio.get_running_loop()
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
@@ -95,8 +102,7 @@ class Engine:
         self._compiler = Compiler(runtime.grammar_tokenizer)
         self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
         self._admission = Admission(name, runtime.limits.num_slots, policy)
-        self._told: set[int] = set()  # requests that know that they wait
-        self._last_news_s = 0.0  # when everybody in the queue was told about it
+        self._news = QueueNews(self._requests)
         self._worker = Worker(
             runtime,
             self._report,
@@ -134,6 +140,12 @@ class Engine:
         any time.
         """
         self._check_alive()
+        if not self.info.generates:
+            raise InvalidRequestError(
+                f"model {self.name!r} generates no text, it is for embeddings: use"
+                " POST /v1/embeddings, or another model",
+                param="model",
+            )
         self._admission.check_count(self._num_active)
         self._num_active += 1
         try:
@@ -143,15 +155,60 @@ class Engine:
             if submit.constraint is not None:
                 await self._compile(submit.id, submit.constraint)
             self._admission.check_prompt(len(submit.tokens), must_wait=self.num_queued > 0)
-            with self._submitted(submit) as events:
+            with self._queued(submit), self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
+                    assert not isinstance(event, Embedded)
                     if isinstance(event, Failed):
                         raise self._error(event)
                     yield event
                 yield event
         finally:
             self._num_active -= 1
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """A vector for each input. To be cancelled cancels the work.
+
+        Raises what `generate` raises.
+        """
+        self._check_alive()
+        limits = self._embedding_limits()
+        self._admission.check_embedding(
+            self._num_embedding, limits.max_inputs, self._mean_embedding_s
+        )
+        self._num_embedding += 1
+        try:
+            inputs = await self._encode(lambda: embedding.encode(request, self._runtime, limits))
+            begin_s = time.monotonic()
+            data = await self._embedded(Embed(next(self._ids), inputs))
+            self._mean_embedding_s += 0.1 * (time.monotonic() - begin_s - self._mean_embedding_s)
+        finally:
+            self._num_embedding -= 1
+        vectors = np.frombuffer(data, dtype="<f4").reshape(len(inputs), limits.num_dimensions)
+        vectors = await asyncio.to_thread(embedding.normalized, vectors, request.dimensions)
+        return Embeddings(self.name, vectors, sum(map(len, inputs)))
+
+    def _embedding_limits(self) -> EmbeddingLimits:
+        limits = self._runtime.embedding_limits
+        if limits is None:
+            raise InvalidRequestError(
+                f"model {self.name!r} generates text, and is not set up for embeddings: set"
+                f' pooling = "mean" (or "cls", "last") in [models.{self.name}] of models.toml, or'
+                " use a model made for embeddings",
+                param="model",
+            )
+        return limits
+
+    async def _embedded(self, command: Embed) -> bytes:
+        """The rows that the worker computes."""
+        with self._submitted(command) as events:
+            event = await events.get()
+        if isinstance(event, Failed):
+            raise EngineError(event.message)
+        assert isinstance(event, Embedded)
+        if event.data is None:
+            raise _shutting_down(self.name)
+        return event.data
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
@@ -166,9 +223,10 @@ class Engine:
         """
         return await self._encode(lambda: prompt.detokenize(tokens, self._runtime))
 
-    async def render(self, messages: Sequence[Message]) -> str:
+    async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        return await self._encode(lambda: prompt.render(messages, self._template))
+        check_tool_use(request)
+        return await self._encode(lambda: prompt.render(request, self._style))
 
     async def _encode(self, work: Callable[[], T]) -> T:
         """The result of `work` in the encoder's thread, while the model is there."""
@@ -201,14 +259,20 @@ class Engine:
         if self._fault is not None:
             raise EngineError(self._fault)
         if self._closing is not None:
-            raise ShuttingDownError(f"model {self.name!r} is shutting down", retry_after_s=5)
+            raise _shutting_down(self.name)
 
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
-        tokens = prompt.encode(request, self._runtime, self._template, self._default_mode)
-        _check_constrained(request)
-        _check_parameters(request, self.info.vocab_size)
+        check_tool_use(request)
+        tokens, conversation = prompt.encode(
+            request, self._runtime, self._style, self._default_mode
+        )
+        check_request(request, self.info.vocab_size)
+        plan = AnswerPlan(None, request.constraint)
+        if conversation is not None:
+            assert self._answering
+            plan = self._answering.plan(request, conversation)
         room = self.limits.context_length - len(tokens)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         return Submit(
@@ -221,10 +285,11 @@ class Engine:
             accepted_s=accepted_s,
             num_logprobs=request.num_logprobs,
             prompt_logprobs=request.prompt_logprobs,
-            constraint=request.constraint,
             is_batch=request.priority == "batch",
             deterministic=request.deterministic,
             namespace=request.cache_namespace,
+            constraint=plan.constraint,
+            reading=plan.reading,
         )
 
     async def _compile(self, request_id: int, constraint: Constraint) -> None:
@@ -238,22 +303,31 @@ class Engine:
             raise
 
     @contextlib.contextmanager
-    def _submitted(self, submit: Submit) -> Iterator["asyncio.Queue[Event | Failed]"]:
+    def _queued(self, submit: Submit) -> Iterator[None]:
+        """Count its tokens until it has a slot."""
+        self._admission.join(submit.id, len(submit.tokens))
+        try:
+            yield
+        finally:
+            self._admission.leave(submit.id)
+            self._news.forget(submit.id)
+
+    @contextlib.contextmanager
+    def _submitted(
+        self, submit: Submit | Embed
+    ) -> Iterator["asyncio.Queue[Event | Embedded | Failed]"]:
         """Give `submit` to the worker; leaving before its last event cancels it there.
 
         The worker is stopped only after `_closing` is set, here on the loop's thread: whatever
         passes the check is ahead of the `Stop` and gets an answer.
         """
         self._check_alive()
-        events: asyncio.Queue[Event | Failed] = asyncio.Queue()
+        events: asyncio.Queue[Event | Embedded | Failed] = asyncio.Queue()
         self._requests[submit.id] = events
-        self._admission.join(submit.id, len(submit.tokens))
         self._worker.submit(submit)
         try:
             yield events
         finally:
-            self._admission.leave(submit.id)
-            self._told.discard(submit.id)
             if self._requests.pop(submit.id, None) is not None:
                 self._worker.cancel(submit.id)
 
@@ -270,7 +344,7 @@ class Engine:
         for request_id, event in report.replies:
             if events := self._requests.get(request_id):
                 events.put_nowait(event)
-                if isinstance(event, Finished | Failed):  # the worker has forgotten it
+                if isinstance(event, Finished | Embedded | Failed):  # the worker has forgotten it
                     del self._requests[request_id]
         if report.stats:
             self._on_step(report.stats)
@@ -278,25 +352,10 @@ class Engine:
             self._on_load(report.load)
         for request_id in report.entered:
             self._admission.leave(request_id)
-            events = self._requests.get(request_id)
-            if events and request_id in self._told:
-                self._told.discard(request_id)
-                events.put_nowait(Queued(0, 0.0))
+            self._news.tell_entry(request_id)
         if report.queue:
             self._admission.update(report.queue)
-            self._tell_queue(report.queue)
-
-    def _tell_queue(self, queue: QueueReport) -> None:
-        """Those who are new in it at once, the others not too often: each is woken up by it."""
-        now_s = time.monotonic()
-        is_due = now_s - self._last_news_s >= NEWS_INTERVAL_S
-        if is_due:
-            self._last_news_s = now_s
-        for position, waiting in enumerate(queue.waiting, 1):
-            events = self._requests.get(waiting.id)
-            if events and (is_due or waiting.id not in self._told):
-                self._told.add(waiting.id)
-                events.put_nowait(Queued(position, waiting.expected_wait_s))
+            self._news.tell(report.queue)
 
     def _error(self, failed: Failed) -> LlmserveError:
         return self._admission.timed_out() if failed.is_timeout else EngineError(failed.message)
@@ -320,37 +379,5 @@ def _seed(request: Request) -> int:
     return 0 if request.deterministic else secrets.randbits(53)
 
 
-def _check_parameters(request: Request, vocab_size: int) -> None:
-    for token in request.sampling.logit_bias:
-        if not 0 <= token < vocab_size:
-            raise InvalidRequestError(
-                f"token {token} is not in the vocabulary of {vocab_size} tokens",
-                param=f"parameters.logit_bias.{token}",
-            )
-    if request.num_logprobs is not None and not 0 <= request.num_logprobs <= MAX_LOGPROBS:
-        raise InvalidRequestError(
-            f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
-            f" {MAX_LOGPROBS}",
-            param="logprobs",
-        )
-    assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
-
-
-def _check_constrained(request: Request) -> None:
-    """Raises `InvalidRequestError` for what would break the promise of a constraint.
-
-    It is that an answer with the finish reason stop matches.
-    """
-    if request.constraint is None:
-        return
-    if request.sampling.ignore_eos:
-        raise InvalidRequestError(
-            "ignore_eos does not go with response_format, which says where the answer ends",
-            param="parameters.ignore_eos",
-        )
-    if request.stop:
-        raise InvalidRequestError(
-            "stop does not go with response_format: it would cut the answer before it matches;"
-            " use max_tokens to bound it",
-            param="parameters.stop",
-        )
+def _shutting_down(name: str) -> ShuttingDownError:
+    return ShuttingDownError(f"model {name!r} is shutting down", retry_after_s=5)

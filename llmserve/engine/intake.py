@@ -4,6 +4,7 @@ from llmserve.engine.constraint import Compiler
 from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.messages import Submit
 from llmserve.engine.output import TextStream
+from llmserve.engine.reading import Reader
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.sampling import Sampler
 from llmserve.engine.sequence import Sequence
@@ -23,11 +24,12 @@ def make_sequence(submit: Submit, arrival: int, runtime: Runtime, compiler: Comp
             vocab_size=info.vocab_size,
             eog_tokens=info.eog_tokens,
         ),
-        text=TextStream(submit.stop),
+        text=Reader(submit.reading, submit.stop) if submit.reading else TextStream(submit.stop),
         accepted_s=submit.accepted_s,
         logprobs=_logprob_stream(submit),
         prompt_scores=_prompt_scores(submit, runtime),
         matcher=compiler.take(submit.id) if submit.constraint else None,
+        reading=submit.reading,
         is_batch=submit.is_batch,
         deterministic=submit.deterministic,
         namespace=submit.namespace,

@@ -1,36 +1,47 @@
-"""llama.cpp's low-level binding behind `runtime.Runtime`. Only this and `llama_cells` import it.
+"""llama_cpp's low-level binding behind `runtime.Runtime`.
 
-Return codes, null pointers and log lines of llama.cpp become our errors here and nowhere else.
+Return codes, null pointers and log lines of llama.cpp become our errors here, in
+`llama_call` and in `llama_embed`, the only modules that import llama_cpp.
 Arguments are checked before each call, because a failed GGML_ASSERT ends the process.
 """
 
-import contextlib
 import ctypes
 import functools
-import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import llama_cpp
 import llama_cpp.llama_cpp as lib
+import msgspec
 import numpy as np
 import psutil
 from msgspec import Struct
 from msgspec.structs import astuple
-from numpy.typing import NDArray
 
+from llmserve.core import Vectors
+from llmserve.engine.llama_call import (
+    AbortFlag,
+    Batch,
+    compute,
+    failure_reason,
+    initialize,
+    last_errors,
+    make_context,
+)
 from llmserve.engine.llama_cells import LlamaCells
+from llmserve.engine.llama_embed import EmbeddingContext
 from llmserve.engine.runtime import (
-    AbortedError,
     Chunk,
+    EmbeddingLimits,
+    EmbeddingParams,
     InfillTokens,
+    InputChunk,
     Logits,
+    Marker,
     ModelInfo,
-    OutOfCellsError,
     RuntimeLimits,
     State,
 )
@@ -39,8 +50,6 @@ from llmserve.errors import EngineError, ModelFileError
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-
-log = logging.getLogger(__name__)
 
 MAX_BATCH = 512  # tokens; larger batches prefill no faster on a CPU
 
@@ -56,10 +65,15 @@ class LlamaParams(Struct, frozen=True):
     max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
     full_window: bool = True  # whether a sliding window keeps all cells, so that it can be cut
+    embedding: EmbeddingParams | None = None
+    generates: bool = True  # False: for embeddings only
 
 
 class LlamaRuntime:
-    """One GGUF model and one context with a unified KV cache. Implements `Runtime`."""
+    """One GGUF model with a context to generate (of a unified KV cache), one to embed, or both.
+
+    Implements `Runtime`.
+    """
 
     def __init__(
         self, path: Path, params: LlamaParams, *, on_progress: OnProgress | None = None
@@ -69,23 +83,49 @@ class LlamaRuntime:
         Raises `ModelFileError` if llama.cpp refuses the file (or was told to stop), `EngineError`
         if the context cannot be made (in practice: not enough memory).
         """
-        _initialize()
+        initialize()
         self._closed = False
         self._model = _load_model(path, on_progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._abort_flag = ctypes.create_string_buffer(2)
+        self._context: lib.llama_context_p | None = None
+        self._embedding: EmbeddingContext | None = None
         try:
             # Beside each other: one walks over the vocabulary, the other clears the KV cells.
             with ThreadPoolExecutor(1) as helper:
                 info = helper.submit(_model_info, self._model, self._vocab)
-                self._context = _new_context(self._model, params, self._abort_flag)
+                self._make_contexts(params)
+            self.info = msgspec.structs.replace(info.result(), generates=params.generates)
+            self.limits = self._limits(params)
+            self._batch = Batch(self.limits.max_batch)
+            self._pieces: dict[int, bytes] = {}
+            self._warm_up()
         except EngineError:
-            lib.llama_model_free(self._model)
+            self.close()
             raise
-        self.info = info.result()
-        self._cells = LlamaCells(self._context, scratch=params.max_sequences)
+
+    def _make_contexts(self, params: LlamaParams) -> None:
+        num_threads = params.num_threads or default_num_threads()
+        if params.generates:
+            self._context = _new_context(self._model, params, num_threads, self._abort_flag)
+            self._cells = LlamaCells(self._context, scratch=params.max_sequences)
+        if params.embedding:
+            self._embedding = EmbeddingContext(
+                self._model, params.embedding, num_threads, self._abort_flag
+            )
+
+    def _limits(self, params: LlamaParams) -> RuntimeLimits:
+        if self._context is None:  # of no use but to say how much may be asked
+            max_len = params.context_length
+            return RuntimeLimits(
+                num_cells=max_len,
+                num_slots=params.max_sequences,
+                max_batch=max_len,
+                context_length=max_len,
+                max_outputs=params.max_outputs,
+            )
         num_cells = lib.llama_n_ctx(self._context)
-        self.limits = RuntimeLimits(
+        return RuntimeLimits(
             num_cells=num_cells,
             num_slots=params.max_sequences,
             max_batch=lib.llama_n_batch(self._context),
@@ -93,16 +133,12 @@ class LlamaRuntime:
             max_outputs=params.max_outputs,
             can_cut=_can_cut(self._model, params),
         )
-        self._batch = _Batch(self.limits.max_batch)
-        self._pieces: dict[int, bytes] = {}
-        try:
-            self._warm_up()
-        except EngineError:
-            self.close()
-            raise
 
     def _warm_up(self) -> None:
         """Read every weight once, so that the first request does not wait for the disk."""
+        if self._context is None:
+            self.embed([InputChunk(slot=0, start=0, tokens=[0], is_last=True)])
+            return
         self.decode([Chunk(slot=0, start=0, tokens=[0], wants_logits=True)])
         self.trim(0, 0)
 
@@ -127,6 +163,13 @@ class LlamaRuntime:
         if piece is None:
             piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
         return piece
+
+    def find_marker(self, text: str) -> Marker | None:
+        tokens = self.tokenize(text, add_special=False)
+        if len(tokens) != 1 or self.detokenize(tokens) != text.encode():
+            return None
+        piece = _token_to_piece(self._vocab, tokens[0], special=False)
+        return Marker(tokens[0], is_control=not piece)
 
     def grammar_tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer
@@ -154,18 +197,10 @@ class LlamaRuntime:
     # -- computing --------------------------------------------------------------------------
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        assert self._context is not None, "loaded for embeddings only"
         num_outputs = self._batch.fill(chunks)
         assert num_outputs <= self.limits.max_outputs
-        with _own_abort(self._abort_flag) as lines:
-            code = lib.llama_decode(self._context, self._batch.struct)
-        if lines:
-            _emit(lines, as_debug=code == 2)
-        if code == 1:
-            raise OutOfCellsError
-        if code == 2:
-            raise AbortedError
-        if code != 0:
-            raise EngineError(f"llama_decode failed with code {code}")
+        compute(self._context, self._batch, self._abort_flag, "llama_decode")
         if num_outputs == 0:
             return np.empty((0, self.info.vocab_size), dtype=np.float32)
         rows = lib.llama_get_logits(self._context)
@@ -193,6 +228,18 @@ class LlamaRuntime:
     def clear(self) -> None:
         self._cells.clear()
 
+    @property
+    def embedding_limits(self) -> EmbeddingLimits | None:
+        return self._embedding.limits if self._embedding else None
+
+    def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
+        assert self._embedding, "not loaded for embeddings"
+        return self._embedding.embed(chunks)
+
+    def forget(self, slot: int) -> None:
+        assert self._embedding, "not loaded for embeddings"
+        self._embedding.forget(slot)
+
     def abort(self) -> None:
         self._abort_flag[0] = b"\1"
 
@@ -203,112 +250,17 @@ class LlamaRuntime:
         if self._closed:
             return
         self._closed = True
-        lib.llama_free(self._context)
+        if self._embedding:
+            self._embedding.close()
+        if self._context is not None:
+            lib.llama_free(self._context)
         lib.llama_model_free(self._model)
-
-
-class _Batch:
-    """A `llama_batch` over numpy arrays: filling it makes no call per token."""
-
-    def __init__(self, max_tokens: int) -> None:
-        self._tokens = np.zeros(max_tokens, dtype=np.int32)
-        self._positions = np.zeros(max_tokens, dtype=np.int32)
-        self._outputs = np.zeros(max_tokens, dtype=np.int8)
-        self._slots = np.zeros(max_tokens, dtype=np.int32)
-        # Each token has a list of the sequences it belongs to; ours point into one array.
-        self._num_slots = np.ones(max_tokens, dtype=np.int32)
-        addresses = np.arange(max_tokens, dtype=np.uintp) * self._slots.itemsize
-        self._slot_pointers = addresses + self._slots.ctypes.data
-        self.struct = lib.llama_batch(
-            token=_pointer(self._tokens, lib.llama_token),
-            pos=_pointer(self._positions, lib.llama_pos),
-            n_seq_id=_pointer(self._num_slots, ctypes.c_int32),
-            seq_id=_pointer(self._slot_pointers, ctypes.POINTER(lib.llama_seq_id)),
-            logits=_pointer(self._outputs, ctypes.c_int8),
-        )
-
-    def fill(self, chunks: Sequence[Chunk]) -> int:
-        """Write `chunks`; returns the number of output rows."""
-        end = num_outputs = 0
-        assert sum(len(chunk.tokens) for chunk in chunks) <= len(self._tokens)
-        for chunk in chunks:
-            begin, end = end, end + len(chunk.tokens)
-            self._tokens[begin:end] = chunk.tokens
-            self._positions[begin:end] = range(chunk.start, chunk.start + len(chunk.tokens))
-            self._slots[begin:end] = chunk.slot
-            self._outputs[begin : end - chunk.num_outputs] = 0
-            self._outputs[end - chunk.num_outputs : end] = 1
-            num_outputs += chunk.num_outputs
-        self.struct.n_tokens = end
-        return num_outputs
-
-
-def _pointer(array: NDArray[Any], item: type[Any]) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(item))
 
 
 def default_num_threads() -> int:
     """The physical cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16
     return max(1, min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, allowed))
-
-
-@functools.cache
-def _initialize() -> None:
-    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-
-
-_LOG_LEVELS = {3: logging.WARNING, 4: logging.ERROR}  # ggml's; what it calls info is for debugging
-_last_errors: list[str] = []  # the first ones since the last load began
-
-
-class _Decoding(threading.local):
-    """The abort flag of the decode that runs in this thread, and what it said since it was set."""
-
-    abort_flag: "ctypes.Array[ctypes.c_char] | None" = None
-    lines: "list[tuple[int, str]]"
-
-
-_decoding = _Decoding()
-
-
-@contextlib.contextmanager
-def _own_abort(abort_flag: "ctypes.Array[ctypes.c_char]") -> Iterator[list[tuple[int, str]]]:
-    """Hold back what llama.cpp logs once it has been told to stop: it calls that an error.
-
-    Gives (level, message) of each line, to be emitted when the outcome is known. Anything else is
-    logged at once: what comes before a failed assertion must not be lost.
-    """
-    lines: list[tuple[int, str]] = []
-    _decoding.lines = lines
-    _decoding.abort_flag = abort_flag
-    try:
-        yield lines
-    finally:
-        _decoding.abort_flag = None
-
-
-def _emit(lines: Iterable[tuple[int, str]], *, as_debug: bool) -> None:
-    for level, message in lines:
-        log.log(logging.DEBUG if as_debug else _log_level(level), "%s", message)
-
-
-def _log_level(level: int) -> int:
-    return _LOG_LEVELS.get(level, logging.DEBUG)
-
-
-@lib.llama_log_callback  # type: ignore[untyped-decorator]
-def _log_callback(level: int, text: bytes, _user_data: object) -> None:
-    message = text.decode(errors="replace").rstrip()
-    flag = _decoding.abort_flag
-    if flag is not None and flag[0] != b"\0":
-        _decoding.lines.append((level, message))
-        return
-    if level == 4 and len(_last_errors) < 3:
-        _last_errors.append(message)
-    if message.strip(". "):
-        log.log(_log_level(level), "%s", message)
 
 
 def system_info() -> str:
@@ -326,7 +278,7 @@ def build_info() -> str:
 
 
 def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p:
-    _last_errors.clear()
+    last_errors.clear()
     wanted = lib.llama_model_default_params()
     if on_progress:
         wanted.progress_callback = lib.llama_progress_callback(
@@ -334,14 +286,13 @@ def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p
         )
     model = lib.llama_model_load_from_file(os.fsencode(path), wanted)
     if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot load it: {_reason()}")
+        raise ModelFileError(f"{path}: llama.cpp cannot load it: {failure_reason()}")
     return model
 
 
 def _new_context(
-    model: lib.llama_model_p, params: LlamaParams, abort_flag: ctypes.Array[ctypes.c_char]
+    model: lib.llama_model_p, params: LlamaParams, num_threads: int, flag: AbortFlag
 ) -> lib.llama_context_p:
-    num_threads = params.num_threads or default_num_threads()
     wanted = lib.llama_context_default_params()
     wanted.n_ctx = params.context_length
     wanted.n_batch = wanted.n_ubatch = MAX_BATCH
@@ -350,20 +301,7 @@ def _new_context(
     assert params.max_outputs >= params.max_sequences
     wanted.n_outputs_max = max(params.max_outputs, wanted.n_seq_max)
     wanted.swa_full = params.full_window
-    wanted.n_threads = wanted.n_threads_batch = num_threads
-    wanted.kv_unified = True
-    wanted.no_perf = True
-    # llama.cpp asks this before every node of the graph, hundreds of times a step. A Python
-    # callback would take the interpreter lock each time; strlen answers 0 or 1 without it.
-    wanted.abort_callback = ctypes.cast(_libc_strlen(), lib.ggml_abort_callback)
-    wanted.abort_callback_data = ctypes.cast(abort_flag, ctypes.c_void_p)
-    _last_errors.clear()
-    context = lib.llama_init_from_model(model, wanted)
-    if not context:
-        raise EngineError(
-            f"llama.cpp cannot make a context of {params.context_length} tokens: {_reason()}"
-        )
-    return context
+    return make_context(model, wanted, num_threads, flag)
 
 
 def _can_cut(model: lib.llama_model_p, params: LlamaParams) -> bool:
@@ -371,14 +309,6 @@ def _can_cut(model: lib.llama_model_p, params: LlamaParams) -> bool:
     is_windowed = lib.llama_model_n_swa(model) > 0 and not params.full_window
     is_recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
     return not (is_windowed or is_recurrent)
-
-
-def _libc_strlen() -> "ctypes._FuncPointer":
-    return ctypes.CDLL(None).strlen
-
-
-def _reason() -> str:
-    return "; ".join(_last_errors) or "no reason given"
 
 
 def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:

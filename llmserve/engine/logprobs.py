@@ -120,9 +120,9 @@ class LogprobStream:
         """Its text ends after `num_to_show` more characters than were released so far."""
         self._pending.append((self._num_shown + num_to_show, entry))
 
-    def release(self, text: str) -> tuple[SampledLogprob, ...]:
-        """The entries of the tokens that are shown in full now that `text` is, in order."""
-        self._num_shown += len(text)
+    def release(self, num_chars: int) -> tuple[SampledLogprob, ...]:
+        """The entries of the tokens that are shown in full now that so much more is, in order."""
+        self._num_shown += num_chars
         released = []
         while self._pending and self._pending[0][0] <= self._num_shown:
             released.append(self._pending.popleft()[1])

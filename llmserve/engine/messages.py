@@ -5,7 +5,8 @@ Frozen Structs of plain data: they cross a thread today and can cross a process 
 
 from msgspec import Struct
 
-from llmserve.core import Constraint, Delta, Finished, PromptLogprobs, SamplingParams
+from llmserve.core import Constraint, Finished, Part, SamplingParams
+from llmserve.engine.reading import Reading
 
 
 class Submit(Struct, frozen=True, tag=True):
@@ -24,10 +25,18 @@ class Submit(Struct, frozen=True, tag=True):
     is_batch: bool = False
     deterministic: bool = False
     namespace: str = ""  # whose cached prefixes it may use, and who may use its
+    reading: Reading | None = None  # how to understand the answer, where it can be more than text
+
+
+class Embed(Struct, frozen=True, tag=True):
+    """Compute the vectors of `inputs`, none of which is empty or longer than the model takes."""
+
+    id: int
+    inputs: list[list[int]]
 
 
 class Cancel(Struct, frozen=True, tag=True):
-    """Forget a generation; nothing more is said about it. Unknown ids are fine."""
+    """Forget a generation, or embeddings; nothing more is said about it. Unknown ids are fine."""
 
     id: int
 
@@ -40,8 +49,17 @@ class Stop(Struct, frozen=True, tag=True):
     """End the worker; all that was submitted before finishes as cancelled. The last command."""
 
 
+class Embedded(Struct, frozen=True, tag=True):
+    """The answer to `Embed`: a row of little-endian float32 for each input, of any length.
+
+    None: the worker has ended first.
+    """
+
+    data: bytes | None
+
+
 class Failed(Struct, frozen=True, tag=True):
-    """A generation ended by a fault of the engine, or because it got no slot in time."""
+    """A generation, or embeddings, ended by a fault of the engine, or for want of a slot."""
 
     message: str
     is_timeout: bool = False
@@ -51,9 +69,9 @@ class StepStats(Struct, frozen=True, tag=True):
     """One step, for the metrics."""
 
     num_decoded: int  # sequences that computed one token
-    num_prefilled: int  # prompt tokens
-    num_cells: int  # that were in use before
-    expected_s: float
+    num_prefilled: int  # prompt tokens, or those of inputs to embed
+    num_cells: int = 0  # that were in use before
+    expected_s: float | None = None
     step_s: float = 0.0
     num_preempted: int = 0  # sequences that lost their slots since the step before
 
@@ -79,8 +97,8 @@ class QueueReport(Struct, frozen=True, tag=True):
     newcomer_wait_s: float = 0.0
 
 
-Command = Submit | Cancel | Fetched | Stop
-Reply = tuple[int, PromptLogprobs | Delta | Finished | Failed]  # request id, what happened
+Command = Submit | Embed | Cancel | Fetched | Stop
+Reply = tuple[int, Part | Finished | Embedded | Failed]  # request id, what happened
 
 
 class StepReport(Struct, frozen=True, tag=True):

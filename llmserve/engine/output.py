@@ -9,12 +9,27 @@ import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmserve.chat.formats.parser import Segment
+
 
 class Piece(NamedTuple):
     """`text` may be shown now; `stop` is the stop string that ended the output, if one did."""
 
     text: str
     stop: str | None = None
+    segments: tuple[Segment, ...] | None = None  # instead of `text`, of an answer with more in it
+
+    @property
+    def num_chars(self) -> int:
+        """Of the output, that this says something about."""
+        if self.segments is None:
+            return len(self.text)
+        return sum(segment.num_chars for segment in self.segments)
+
+    def followed_by(self, rest: "Piece") -> "Piece":
+        if self.segments is None or rest.segments is None:
+            return Piece(self.text + rest.text, rest.stop)
+        return Piece("", rest.stop, self.segments + rest.segments)
 
 
 class TextStream:

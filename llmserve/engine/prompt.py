@@ -3,7 +3,9 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from llmserve.chat.style import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine.runtime import ModelInfo, Runtime
@@ -13,14 +15,19 @@ from llmserve.errors import InvalidRequestError, TooLargeError
 log = logging.getLogger(__name__)
 
 
-def load_template(info: ModelInfo) -> ChatTemplate | None:
-    """The model's chat template; None if it has none. A broken one refuses when it is used."""
+class Prompt(NamedTuple):
+    tokens: list[int]
+    conversation: str | None = None  # what the chat template made of it, where it did
+
+
+def load_style(info: ModelInfo) -> ChatStyle | None:
+    """How the model converses; None if it cannot. A broken template refuses when it is used."""
     if not info.chat_template:
         return None
     template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
     if template.fault is not None:
         log.warning("the chat template is broken, only completion works: %s", template.fault)
-    return template
+    return ChatStyle(template)
 
 
 def resolve_mode(request: Request, default_mode: Mode | None, *, has_template: bool) -> Mode:
@@ -58,46 +65,47 @@ def resolve_mode(request: Request, default_mode: Mode | None, *, has_template: b
     return mode
 
 
-def build_text(request: Request, mode: Mode, template: ChatTemplate | None) -> str:
+def build_text(request: Request, mode: Mode, style: ChatStyle | None) -> str:
     """The text that the model continues."""
     if mode is Mode.COMPLETION:
         assert request.prompt is not None
         return request.prompt
-    assert template is not None
+    assert style is not None
+    variables = style.variables(request.reasoning_effort, request.template_variables)
     if mode is Mode.CHAT:
         assert request.messages is not None
-        return template.render(request.messages)
+        return style.render(request.messages, request.tool_use, variables)
     assert request.prompt is not None
     system = () if request.system is None else (Message("system", request.system),)
-    return template.render((*system, Message("user", request.prompt)))
+    return style.render((*system, Message("user", request.prompt)), variables=variables)
 
 
 def encode(
-    request: Request, runtime: Runtime, template: ChatTemplate | None, default_mode: Mode | None
-) -> list[int]:
+    request: Request, runtime: Runtime, style: ChatStyle | None, default_mode: Mode | None
+) -> Prompt:
     """The prompt's tokens, with room for at least one more in the context.
 
     Tokens are taken as they are: no BOS is added. Runs off the event loop. Raises
     `InvalidRequestError` and `TooLargeError`.
     """
-    mode = resolve_mode(request, default_mode, has_template=template is not None)
+    mode = resolve_mode(request, default_mode, has_template=style is not None)
     if request.suffix is not None:
-        return _encode_infill(request, request.suffix, runtime)
+        return Prompt(_encode_infill(request, request.suffix, runtime))
     if request.prompt_tokens is not None:
-        return _check_tokens(request.prompt_tokens, runtime)
-    text = build_text(request, mode, template)
+        return Prompt(_check_tokens(request.prompt_tokens, runtime))
+    text = build_text(request, mode, style)
     bos = runtime.info.bos_text
     # Most templates write BOS themselves, and a second one degrades the answer.
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
-    with _valid_unicode(field, param=field):
+    with valid_unicode(field, param=field):
         _check_hopeless(text, runtime, field)
         tokens = runtime.tokenize(text, add_special=not has_bos)
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long(field, f"{len(tokens)}", runtime)
-    return tokens
+    return Prompt(tokens, None if mode is Mode.COMPLETION else text)
 
 
 def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]:
@@ -125,32 +133,32 @@ def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]
 
 
 def _tokenize_part(field: str, text: str, runtime: Runtime) -> list[int]:
-    with _valid_unicode(field, param=field):
+    with valid_unicode(field, param=field):
         _check_hopeless(text, runtime, field)
         return runtime.tokenize(text, add_special=False, parse_special=False)
 
 
 def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:
     """The tokens of a bare text. Raises `InvalidRequestError` for a lone surrogate."""
-    with _valid_unicode("the text"):
+    with valid_unicode("the text"):
         return runtime.tokenize(text, add_special=add_special)
 
 
 def detokenize(tokens: Sequence[int], runtime: Runtime) -> str:
     """The text of `tokens`. Raises `InvalidRequestError` for one that the model does not have."""
-    _check_vocabulary(tokens, runtime, "tokens[{}]")
+    check_vocabulary(tokens, runtime, "tokens[{}]")
     return runtime.detokenize(tokens).decode(errors="replace")
 
 
-def render(messages: Sequence[Message], template: ChatTemplate | None) -> str:
+def render(request: Request, style: ChatStyle | None) -> str:
     """The text of a conversation. Raises `InvalidRequestError` if the model has no template."""
-    if template is None:
+    if style is None:
         raise InvalidRequestError("the model has no chat template", param="messages")
-    return template.render(messages)
+    return build_text(request, Mode.CHAT, style)
 
 
 @contextlib.contextmanager
-def _valid_unicode(what: str, param: str | None = None) -> Iterator[None]:
+def valid_unicode(what: str, param: str | None = None) -> Iterator[None]:
     """A text that has no UTF-8 is a refusal, wherever it is first encoded."""
     try:
         yield
@@ -166,11 +174,11 @@ def _check_tokens(tokens: tuple[int, ...], runtime: Runtime) -> list[int]:
         raise InvalidRequestError("prompt is empty; give at least one token", param="prompt")
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long("prompt", f"{len(tokens)}", runtime)
-    _check_vocabulary(tokens, runtime, "prompt.{}")
+    check_vocabulary(tokens, runtime, "prompt.{}")
     return list(tokens)
 
 
-def _check_vocabulary(tokens: Sequence[int], runtime: Runtime, param: str) -> None:
+def check_vocabulary(tokens: Sequence[int], runtime: Runtime, param: str) -> None:
     """`param` names the field of a token, with {} for its index."""
     vocab_size = runtime.info.vocab_size
     for index, token in enumerate(tokens):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from llmserve.engine.embedder import Embedder
 from llmserve.engine.messages import (
     Load,
     QueueReport,
@@ -22,10 +23,17 @@ from llmserve.engine.waits import expected_waits
 class Reporter:
     """Collects until `tell`, which is one message however much there is to say."""
 
-    def __init__(self, report: Callable[[Report], None], roster: Roster, limits: Limits) -> None:
+    def __init__(
+        self,
+        report: Callable[[Report], None],
+        roster: Roster,
+        limits: Limits,
+        embedder: Embedder,
+    ) -> None:
         self._report = report
         self._roster = roster
         self._limits = limits
+        self._embedder = embedder
         self._load = Load()
         self._queue = QueueReport()
         self._entered: list[int] = []
@@ -46,11 +54,11 @@ class Reporter:
 
     def tell(self, replies: list[Reply], outlook: Outlook, stats: StepStats | None = None) -> None:
         """Report what there is to say; load and queue where they have changed."""
-        if not (replies or stats or self._is_stale):
-            return
         load, queue = self._load, self._queue
+        self._load = self._look_at_load()
+        if not (replies or stats or self._is_stale or self._load != load):
+            return
         if self._is_stale:
-            self._load = Load(len(self._roster.running), len(self._roster.waiting))
             self._queue = self._look_at_queue(outlook)
         if stats and self._num_preempted:
             stats = msgspec.structs.replace(stats, num_preempted=self._num_preempted)
@@ -66,6 +74,13 @@ class Reporter:
         )
         self._entered.clear()
         self._is_stale = False
+
+    def _look_at_load(self) -> Load:
+        roster, embedder = self._roster, self._embedder
+        return Load(
+            len(roster.running) + embedder.num_running,
+            len(roster.waiting) + embedder.num_waiting,
+        )
 
     def _look_at_queue(self, outlook: Outlook) -> QueueReport:
         running, waiting = self._roster.running, self._roster.waiting

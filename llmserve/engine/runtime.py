@@ -1,8 +1,8 @@
 """What the engine needs from an inference library, and nothing more.
 
 `engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
-`detokenize`, `grammar_tokenizer` and `abort` may be called from any thread, everything else by the
-worker's thread only.
+`detokenize`, `find_marker`, `grammar_tokenizer` and `abort` may be called from any thread,
+everything else by the worker's thread only.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+
+from llmserve.core import Pooling, Vectors
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -41,6 +43,7 @@ class ModelInfo(Struct, frozen=True):
     tokenizer: str = ""  # its kind, as the GGUF calls it: gpt2, llama, …
     adds_bos: bool = False  # whether the model wants its BOS in front of every text
     infill: InfillTokens | None = None
+    generates: bool = True  # False: made for embeddings only; neither `decode` nor `trim`
 
 
 class RuntimeLimits(Struct, frozen=True):
@@ -50,6 +53,51 @@ class RuntimeLimits(Struct, frozen=True):
     context_length: int  # tokens in one sequence
     max_outputs: int  # output rows of one decode call; at least num_slots
     can_cut: bool = True  # whether a sequence can be cut and continued at any of its tokens
+
+
+class EmbeddingParams(Struct, frozen=True):
+    """How to compute embeddings. Lengths are tokens.
+
+    `is_whole`: every token sees all others, so that an input has to be in one call.
+    """
+
+    pooling: Pooling
+    is_whole: bool
+    max_len: int  # of one input; of all unfinished ones together
+    max_batch: int  # in one call, but for a longer input that has to be whole
+    max_inputs: int  # in one call; not above `max_tokens`
+
+    @property
+    def max_tokens(self) -> int:
+        """In one call."""
+        return self.max_len if self.is_whole else self.max_batch
+
+
+class EmbeddingLimits(Struct, frozen=True):
+    num_dimensions: int
+    max_len: int  # tokens of one input
+    max_batch: int  # tokens in one call
+    max_inputs: int  # unfinished inputs at the same time
+    num_cells: int | None  # tokens of all unfinished inputs; None: an input has to be in one call
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an input has to be in one call, alone if it is longer than `max_batch`."""
+        return self.num_cells is None
+
+
+class InputChunk(NamedTuple):
+    """Consecutive tokens of an input to embed, as `Chunk`; `is_last` asks for its vector."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    is_last: bool
+
+    @property
+    def num_outputs(self) -> int:
+        """Every token: there is no other way to embeddings in llama.cpp."""
+        return len(self.tokens)
 
 
 class Chunk(NamedTuple):
@@ -69,6 +117,13 @@ class Chunk(NamedTuple):
         return len(self.tokens) if self.wants_all else int(self.wants_logits)
 
 
+class Marker(NamedTuple):
+    """A word of a chat format that is a token of its own."""
+
+    token: int
+    is_control: bool  # so `token_bytes` has nothing to show for it
+
+
 class OutOfCellsError(Exception):
     """The batch found no free KV cells; the memory is as before the call."""
 
@@ -84,6 +139,10 @@ class Runtime(Protocol):
     @property
     def limits(self) -> RuntimeLimits: ...
 
+    @property
+    def embedding_limits(self) -> EmbeddingLimits | None:
+        """None: the model was not loaded for embeddings, and `embed` must not be called."""
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Token ids of `text`.
 
@@ -94,6 +153,9 @@ class Runtime(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The token's text as UTF-8, possibly a part of a character; b"" for control tokens."""
+
+    def find_marker(self, text: str) -> Marker | None:
+        """The token that `text` is as a whole, if it is one."""
 
     def grammar_tokenizer(self) -> "LLTokenizer":
         """The vocabulary as llguidance needs it, with each token's text as in `token_bytes`.
@@ -144,8 +206,18 @@ class Runtime(Protocol):
     def num_tokens(self, slot: int) -> int:
         """How many tokens `slot` holds by the runtime's own books."""
 
+    def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
+        """Compute the next tokens of some inputs, in slots that are not those of `decode`.
+
+        Returns (chunks that are last, num_dimensions) in their order, of any length; their slots
+        are free again. Raises `AbortedError` or `EngineError`, and then all inputs are forgotten.
+        """
+
+    def forget(self, slot: int) -> None:
+        """Drop an unfinished input of `embed`."""
+
     def abort(self) -> None:
-        """Make the running `decode` raise `AbortedError` soon, until `clear_abort`."""
+        """Make the running `decode` or `embed` raise `AbortedError` soon, until `clear_abort`."""
 
     def clear_abort(self) -> None: ...
 

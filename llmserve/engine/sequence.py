@@ -10,9 +10,19 @@ from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
-from llmserve.core import Delta, Finished, FinishReason, PromptLogprobs, Timings, Usage
+from llmserve.core import (
+    Delta,
+    Finished,
+    FinishReason,
+    Part,
+    PromptLogprobs,
+    SampledLogprob,
+    Timings,
+    Usage,
+)
 from llmserve.engine.logprobs import LogprobStream, PromptScores
-from llmserve.engine.output import TextStream
+from llmserve.engine.output import Piece, TextStream
+from llmserve.engine.reading import Reader, Reading
 from llmserve.engine.sampling import Sampler
 
 BATCH_PATIENCE_S = 120.0  # after which a batch request no longer waits for interactive ones
@@ -25,10 +35,11 @@ class Sequence:
     tokens: list[int]
     max_len: int  # prompt and generated tokens together
     sampler: Sampler
-    text: TextStream
+    text: TextStream | Reader
     accepted_s: float  # this and the following: seconds on the monotonic clock
     logprobs: LogprobStream | None = None  # where they were asked for
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
+    reading: Reading | None = None  # where there can be more than text in it
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
     namespace: str = ""  # whose cache it may use
     is_batch: bool = False  # nobody waits for it
@@ -84,6 +95,18 @@ class Sequence:
         return len(self.tokens) >= self.max_len
 
     @property
+    def guard(self) -> LLMatcher | None:
+        """The matcher that the next token has to please: thoughts are free."""
+        if isinstance(self.text, Reader) and not self.text.is_guarded:
+            return None
+        return self.matcher
+
+    @property
+    def opening(self) -> int | None:
+        """The token that may come next whatever the matcher says: it begins a thought."""
+        return self.reading.opening if self.reading and not self.num_generated else None
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing may follow, by what the answer must match."""
         return self.matcher is not None and self.matcher.is_stopped()
@@ -101,17 +124,36 @@ class Sequence:
         scores, self.prompt_scores = self.prompt_scores, None
         return [] if scores is None else [scores.result()]
 
-    def deltas(self, text: str) -> list[Delta]:
-        """`text` to show and what it completes: one Delta, or none if there is nothing to say."""
-        logprobs = () if self.logprobs is None else self.logprobs.release(text)
-        return [Delta(text, logprobs)] if text or logprobs else []
+    def parts(self, piece: Piece) -> list[Part]:
+        """What there is to say, with the log probabilities of the tokens that it completes.
+
+        Those of thoughts, calls and markers are not told.
+        """
+        if piece.segments is None:
+            logprobs = self._release(len(piece.text))
+            return [Delta(piece.text, logprobs)] if piece.text or logprobs else []
+        parts: list[Part] = []
+        for num_chars, part in piece.segments:
+            logprobs = self._release(num_chars)
+            if isinstance(part, Delta):
+                parts.append(Delta(part.text, logprobs))
+            elif part is not None:
+                parts.append(part)
+        return parts
+
+    def _release(self, num_chars: int) -> tuple[SampledLogprob, ...]:
+        return () if self.logprobs is None else self.logprobs.release(num_chars)
 
     def finished(self, reason: FinishReason, stop: str | None, now_s: float) -> Finished:
         """The last event of this sequence."""
+        reader = self.text if isinstance(self.text, Reader) else None
+        if reader and reader.has_calls and reason is FinishReason.STOP and stop is None:
+            reason = FinishReason.TOOL_CALLS
         usage = Usage(
             prompt_tokens=self.prompt_len,
             cached_tokens=self.num_cached,
             generated_tokens=self.num_generated,
+            reasoning_tokens=reader.num_thought_tokens if reader else 0,
         )
         return Finished(reason, stop, usage, self._timings(now_s))
 

@@ -18,12 +18,14 @@ from llmserve.engine.advance import advance
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.costs import Costs
 from llmserve.engine.disk import DiskOptions
+from llmserve.engine.embedder import Embedder
 from llmserve.engine.intake import make_sequence
 from llmserve.engine.kv import KvCache
 from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.messages import (
     Cancel,
     Command,
+    Embed,
     Ended,
     Failed,
     Fetched,
@@ -47,6 +49,7 @@ from llmserve.engine.scheduler import (
     used_cells,
 )
 from llmserve.engine.sequence import Sequence
+from llmserve.engine.setbacks import Setbacks
 from llmserve.engine.thread import ModelThread
 from llmserve.errors import EngineError
 
@@ -91,10 +94,10 @@ class Worker:
             runtime, prefix_cache_bytes, disk, wake=lambda: self._inbox.put(Fetched())
         )
         self._roster = Roster(runtime, self._kv)
-        self._reporter = Reporter(report, self._roster, self._limits)
+        self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
+        self._reporter = Reporter(report, self._roster, self._limits, self._embedder)
         self._num_arrivals = 0
-        self._cramped_to: int | None = None  # prompt tokens in a step, while cells are missing
-        self._suspects: list[Sequence] = []  # of a step that failed: each is tried alone
+        self._setbacks = Setbacks()
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -102,13 +105,13 @@ class Worker:
         """Occupy `thread`, the one that loaded the runtime, until `stop`."""
         self._ended = thread.submit(self._run)
 
-    def submit(self, command: Submit) -> None:
+    def submit(self, command: Submit | Embed) -> None:
         self._inbox.put(command)
 
     def cancel(self, request_id: int) -> None:
-        """Forget a request; a step that mostly prefills it is interrupted. Any thread."""
+        """Forget a request; a step that is mostly for it is interrupted. Any thread."""
         self._inbox.put(Cancel(request_id))
-        if self._prefilling == request_id:
+        if request_id in (self._prefilling, self._embedder.computing):
             self._runtime.abort()
 
     def stop(self) -> None:
@@ -122,7 +125,9 @@ class Worker:
         try:
             self._kv.open()
             while self._drain():
-                self._step()
+                if self._has_sequences:
+                    self._step()
+                self._embedder.step(is_busy=self._has_sequences)
             self._cancel_all()
             fault = None
         except Exception:
@@ -151,15 +156,23 @@ class Worker:
     @property
     def _is_idle(self) -> bool:
         """Whether there is nothing to do until a command comes."""
-        roster = self._roster
-        return not roster.running and all(map(self._kv.is_fetching, roster.waiting))
+        return not (self._has_sequences or self._embedder.has_work)
 
-    def _handle(self, command: Submit | Cancel | Fetched) -> None:
+    @property
+    def _has_sequences(self) -> bool:
+        """Whether some can be computed: they have a slot, or wait for nothing but one."""
+        roster = self._roster
+        return bool(roster.running) or not all(map(self._kv.is_fetching, roster.waiting))
+
+    def _handle(self, command: Submit | Embed | Cancel | Fetched) -> None:
         match command:
             case Submit():
                 self._accept(command)
+            case Embed():
+                self._embedder.add(command)
             case Cancel(request_id):
                 self._forget(request_id)
+                self._embedder.cancel(request_id)
             case Fetched():
                 self._kv.collect()
 
@@ -185,11 +198,13 @@ class Worker:
         outlook = self._outlook()
         self._change_slots(outlook)
         self._expire(outlook.now_s)
-        if self._is_idle:
+        if not self._roster.running:  # all have been given up on
             return
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        work = self._kv.clip(self._plan_work(outlook))
+        limits = self._setbacks.limited(self._limits)
+        work = self._setbacks.chosen(plan_work(self._roster.running, limits, outlook))
+        work = self._kv.clip(work)
         stats = self._expect(work)
         masks = self._masks.start(w.sequence for w in work if w.is_last)
         logits = self._decode(work)
@@ -206,9 +221,8 @@ class Worker:
 
     def _change_slots(self, outlook: Outlook) -> None:
         """Let go whom there is no room for, or else let in whom there is room for."""
-        self._suspects = [s for s in self._suspects if s.slot is not None]
-        may_enter = self._cramped_to is None and not self._suspects
-        may_enter &= has_room(self._roster.running, self._limits, outlook.now_s)
+        has_place = has_room(self._roster.running, self._limits, outlook.now_s)
+        may_enter = self._setbacks.may_enter and has_place
         waiting = self._kv.ready(self._roster.waiting) if may_enter else []
         entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
         for sequence in entries.preempt:
@@ -225,16 +239,6 @@ class Worker:
         for sequence in list(self._roster.waiting):
             if sequence.started_s is None and sequence.accepted_s < latest_s:
                 self._fail(sequence, "no slot became free in time", is_timeout=True)
-
-    def _plan_work(self, outlook: Outlook) -> list[Work]:
-        limits = self._limits
-        if self._cramped_to is not None:
-            limits = msgspec.structs.replace(limits, max_prompt=self._cramped_to)
-        work = plan_work(self._roster.running, limits, outlook)
-        if self._suspects:
-            suspect = self._suspects[0]
-            work = [w for w in work if w.sequence is suspect] or [Work(suspect, 1)]
-        return work
 
     def _expect(self, work: list[Work]) -> StepStats:
         """What `work` is, and how long it should take; told once it is done."""
@@ -269,8 +273,7 @@ class Worker:
         except EngineError as error:
             self._isolate(work, error)
         else:
-            if self._suspects:
-                del self._suspects[0]  # not this one
+            self._setbacks.note_success()
             return logits
         return None
 
@@ -281,17 +284,13 @@ class Worker:
             self._roster.rewind(sequence)
 
     def _shrink(self, work: list[Work]) -> None:
-        """llama.cpp found no cells, though the books say that there are: try with less.
-
-        First half the prompt tokens, then one sequence fewer. Nobody enters until somebody leaves.
-        """
-        num_prompt = sum(w.num_tokens for w in work if w.num_tokens > 1)
-        if num_prompt > 1:
-            self._cramped_to = num_prompt // 2
-        elif len(self._roster.running) > 1:
+        """llama.cpp found no cells: try half the prompt tokens, then one sequence fewer."""
+        if self._setbacks.shrink(work):
+            return
+        if len(self._roster.running) > 1:
             log.warning("llama.cpp found no cells for the batch; preempting one sequence")
             self._preempt(in_age(self._roster.running, time.monotonic())[-1])
-            self._cramped_to = self._limits.max_batch
+            self._setbacks.close(self._limits)
         else:
             only = self._roster.running[0]
             self._fail(
@@ -307,18 +306,18 @@ class Worker:
             self._fail(work[0].sequence, error.message)
         else:
             self._rewind(work)
-            self._suspects = [w.sequence for w in work]
+            self._setbacks.isolate(work)
 
     # -- leaving ----------------------------------------------------------------------------
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
-            self._cramped_to = None
+            self._setbacks.note_leaving()
         self._roster.remove(sequence)
         self._reporter.note_change()
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._cramped_to = None
+        self._setbacks.note_leaving()
         self._roster.preempt(sequence)
         self._reporter.note_preemption()
 
@@ -329,9 +328,10 @@ class Worker:
         self._reporter.note_change()
         for sequence in self._roster.clear():
             piece = sequence.text.flush()
-            replies += [(sequence.id, delta) for delta in sequence.deltas(piece.text)]
+            replies += [(sequence.id, part) for part in sequence.parts(piece)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
+        self._embedder.cancel_all()
         self._tell(replies)
 
     def _fail(self, sequence: Sequence, message: str, *, is_timeout: bool = False) -> None:

@@ -21,7 +21,7 @@ MAX_HEADS: Final = 4_096
 MAX_LEN: Final = 1 << 22
 
 # Encoders and diffusion models, which get no cache at all.
-_NO_CACHE: Final = frozenset(
+NO_CACHE: Final = frozenset(
     (
         *("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert"),
         *("eurobert", "modern-bert", "gemma-embedding", "wavtokenizer-dec"),
@@ -111,6 +111,12 @@ class Hparams(Struct, frozen=True):
     inner_len: int  # of state space layers; 0 when there are none
     per_layer_input_len: int  # extra embeddings of all layers (gemma3n, gemma4)
     vocab_size: int
+    num_masks: int = 0  # of a model without a cache: a row for each token of a batch
+    is_gated: bool = True  # whether the feed-forward network multiplies its input by a gate
+
+    @property
+    def has_cache(self) -> bool:
+        return any(layer.k_len or layer.state_len for layer in self.layers)
 
 
 def read_hparams(header: Header) -> Hparams:
@@ -135,6 +141,8 @@ def read_hparams(header: Header) -> Hparams:
         inner_len=_optional(header, "ssm.inner_size") or wkv_len,
         per_layer_input_len=_per_layer_input_len(header) * num_layers,
         vocab_size=_checked(header, "vocab_size", header.vocab_size or 0, 0, MAX_LEN),
+        num_masks=_num_masks(header),
+        is_gated=_is_gated(header),
     )
 
 
@@ -220,7 +228,7 @@ def _recurrent_layers(header: Header, num_layers: int, kv_heads: tuple[int, ...]
 def _attention_layers(header: Header, num_layers: int, recurrent: set[int]) -> set[int]:
     architecture = header.architecture
     every = set(range(num_layers))
-    if architecture in _NO_CACHE:
+    if architecture in NO_CACHE:
         return set()
     if architecture == "falcon-h1":  # both in every layer
         return every
@@ -236,6 +244,23 @@ def _window_len(header: Header, num_layers: int) -> int:
         return 0
     length = _optional(header, "attention.sliding_window", default=window.default_len)
     return window.fixed_len or length if length else 0
+
+
+def _num_masks(header: Header) -> int:
+    """Without a cache a batch has a mask of its own, and one for layers with a window."""
+    if header.architecture not in NO_CACHE:
+        return 0
+    return 2 if _optional(header, "attention.sliding_window") else 1
+
+
+def _is_gated(header: Header) -> bool:
+    """Whether an encoder's network has a gate, in the same matrix or not. Others mostly do."""
+    if header.architecture not in NO_CACHE:
+        return True
+    ffn = _optional(header, "feed_forward_length")
+    shapes = [t.shape for t in header.tensors if t.name == "blk.0.ffn_up.weight"]
+    has_gate = any("ffn_gate." in tensor.name for tensor in header.tensors)
+    return has_gate or shapes[:1] != [(_setting(header, "embedding_length"), ffn)]
 
 
 def _windowed_layers(header: Header, num_layers: int, num_trunk: int) -> set[int]:

@@ -171,5 +171,7 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
         max_outputs=placement.max_outputs,
         full_window=placement.full_window,
         num_threads=spec.threads,
+        embedding=placement.embedding,
+        generates=placement.generates,
     )
     return LlamaRuntime(locate(spec), params, on_progress=progress.update)

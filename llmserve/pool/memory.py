@@ -1,6 +1,6 @@
 """How much memory a model will take, computed from its header before anything is loaded.
 
-Accounts for what llama.cpp allocates for a context with a unified KV cache and flash attention,
+Accounts for what llama.cpp allocates for contexts with a unified KV cache and flash attention,
 entirely on the CPU: weights, KV cells, recurrent state, compute buffers, output buffer, and the
 vocabulary's tables. Sizes of caches follow llama.cpp's formulas exactly (`llama-kv-cache.cpp`,
 `llama-kv-cache-iswa.cpp`, `llama-memory-recurrent.cpp`); compute buffers follow the peak of its
@@ -12,8 +12,10 @@ Pure: no I/O, no look at the machine.
 
 from typing import Final, Literal
 
+import msgspec
 from msgspec import Struct
 
+from llmserve.pool.embedding import EmbeddingUse
 from llmserve.pool.hparams import Hparams, Layer, read_hparams
 from llmserve.registry.ggml import TYPES_BY_NAME
 from llmserve.registry.gguf import Header, ModelFiles
@@ -51,7 +53,8 @@ class ContextOptions(Struct, frozen=True, kw_only=True):
     """The settings of a llama.cpp context and model that memory depends on.
 
     `max_outputs` must not be below `max_sequences`: llama.cpp asserts it. `batch` is n_batch and
-    n_ubatch, in tokens. `repacked_types` is what this machine repacks, see `repacked_types`.
+    n_ubatch, in tokens. With `embeds` every token of a batch has an embedding and an output row.
+    `repacked_types` is what this machine repacks, see `repacked_types`.
     With `full_window` a sliding window keeps the cells that it no longer sees.
     """
 
@@ -62,6 +65,7 @@ class ContextOptions(Struct, frozen=True, kw_only=True):
     type_v: CacheType = "f16"
     mmap: bool = True
     full_window: bool = False
+    embeds: bool = False
     repacked_types: frozenset[str] = REPACKED_ANYWHERE
 
 
@@ -90,30 +94,57 @@ class MemoryEstimate(Struct, frozen=True):
 
 
 def estimate(
-    model: ModelFiles, *, num_cells: int, options: ContextOptions | None = None
+    model: ModelFiles,
+    *,
+    num_cells: int,
+    options: ContextOptions | None = None,
+    embedding: EmbeddingUse | None = None,
 ) -> MemoryEstimate:
     """The memory that `model` takes with a context of `num_cells` KV cells.
 
-    Raises ModelFileError, naming the key, for a header that cannot be that of a model, and for
-    cache types that do not fit its heads.
+    With `embedding` there is a second one for inputs as long, or only that. Raises
+    ModelFileError, naming the key, for a header that cannot be that of a model, and for cache
+    types that do not fit its heads.
     """
     options = options or ContextOptions()
     assert num_cells > 0, num_cells
     assert options.max_outputs >= options.max_sequences > 0, options
-    num_cells = _padded(num_cells)
     hparams = read_hparams(model.header)
     needed, mapped = _weights_bytes(model, options)
+    contexts = [] if embedding and embedding.is_only else [options]
+    if embedding:
+        contexts.append(_embedding_options(embedding, hparams, num_cells, options))
+    num_cells = _padded(num_cells)
     return MemoryEstimate(
         weights_bytes=needed,
-        kv_bytes=_kv_bytes(model.header, hparams, num_cells, options),
-        compute_bytes=_compute_bytes(hparams, num_cells, options),
-        overhead_bytes=_overhead_bytes(model, hparams, num_cells, options),
+        kv_bytes=sum(_kv_bytes(model.header, hparams, num_cells, each) for each in contexts),
+        compute_bytes=sum(_compute_bytes(hparams, num_cells, each) for each in contexts),
+        overhead_bytes=_model_overhead_bytes(model, hparams)
+        + sum(_cell_overhead_bytes(hparams, num_cells, each) for each in contexts),
         reclaimable_bytes=mapped,
     )
 
 
+def _embedding_options(
+    embedding: EmbeddingUse, hparams: Hparams, max_len: int, options: ContextOptions
+) -> ContextOptions:
+    params = embedding.params(max_len, hparams.vocab_size)
+    return msgspec.structs.replace(
+        options,
+        batch=params.max_tokens,
+        max_sequences=params.max_inputs,
+        max_outputs=params.max_tokens,
+        embeds=True,
+    )
+
+
 def largest_context(
-    model: ModelFiles, budget_bytes: int, *, max_cells: int, options: ContextOptions | None = None
+    model: ModelFiles,
+    budget_bytes: int,
+    *,
+    max_cells: int,
+    options: ContextOptions | None = None,
+    embedding: EmbeddingUse | None = None,
 ) -> int | None:
     """The most KV cells, a multiple of 256 and at most `max_cells`, that fit the budget.
 
@@ -121,7 +152,8 @@ def largest_context(
     """
 
     def fits(blocks: int) -> bool:
-        needed = estimate(model, num_cells=blocks * CELL_MULTIPLE, options=options)
+        num_cells = blocks * CELL_MULTIPLE
+        needed = estimate(model, num_cells=num_cells, options=options, embedding=embedding)
         return needed.total_bytes <= budget_bytes
 
     low, high = 0, max_cells // CELL_MULTIPLE  # low fits (vacuously at 0), above high is not asked
@@ -226,10 +258,14 @@ def _compute_bytes(hparams: Hparams, num_cells: int, options: ContextOptions) ->
     num_masked = _num_window_cells(hparams, num_cells, options)
     if any(layer.k_len and not layer.windowed for layer in hparams.layers):
         num_masked += num_cells
+    num_masked += tokens * hparams.num_masks
     state = options.max_sequences * max(layer.state_len for layer in hparams.layers)
     activations = _F32 * (tokens * _activation_len(hparams) + state)
-    logits = _F32 * outputs * (hparams.vocab_size + 2 * hparams.embedding_len)
-    output_rows = _F32 * options.max_outputs * hparams.vocab_size
+    # Encoders compute no logits, but llama.cpp keeps the rows for them all the same.
+    num_logits = hparams.vocab_size if hparams.has_cache else 0
+    logits = _F32 * outputs * (num_logits + 2 * hparams.embedding_len)
+    row_len = hparams.vocab_size + (hparams.embedding_len if options.embeds else 0)
+    output_rows = _F32 * options.max_outputs * row_len
     # The widest input of a multiplication, quantized or narrowed for the kernel.
     scratch = (
         tokens * max(hparams.feed_forward_len, hparams.query_len, 2 * hparams.inner_len) * 17 // 16
@@ -242,27 +278,31 @@ def _activation_len(hparams: Hparams) -> int:
     """Float32 elements per token that live at once in the widest part of a layer.
 
     Measured on llama.cpp's reserved buffers: a feed-forward network keeps gate, up and either
-    their product or the experts' outputs beside the residual stream; attention keeps the queries
-    twice; a state space layer keeps its projections and convolution input.
+    their product or the experts' outputs beside the residual stream, without a gate up alone;
+    attention keeps the queries twice; a state space layer keeps its projections and convolution
+    input.
     """
     embedding_len = hparams.embedding_len
     ffn = hparams.feed_forward_len
     outputs = embedding_len * hparams.num_experts_used if hparams.num_experts_used > 1 else 0
     feed_forward = ffn + max(2 * ffn, outputs) + 4 * embedding_len if ffn else 0
+    if not hparams.is_gated:
+        feed_forward = ffn + 2 * embedding_len
     attention = 2 * hparams.query_len + 2 * hparams.kv_len + 2 * embedding_len
     state_space = 6 * hparams.inner_len + embedding_len
     return max(feed_forward, attention, state_space) + 2 * hparams.per_layer_input_len
 
 
-def _overhead_bytes(
-    model: ModelFiles, hparams: Hparams, num_cells: int, options: ContextOptions
-) -> int:
+def _model_overhead_bytes(model: ModelFiles, hparams: Hparams) -> int:
     header = model.header
     is_t5 = header.metadata.get("tokenizer.ggml.model") == "t5"
     tokens = hparams.vocab_size * (_T5_TOKEN_BYTES if is_t5 else _TOKEN_BYTES)
     merges = (header.array_len("tokenizer.ggml.merges") or 0) * _MERGE_BYTES
-    cells = (num_cells + _num_window_cells(hparams, num_cells, options)) * _CELL_BYTES
-    return tokens + merges + cells + _BASE_BYTES + model.num_tensors * _TENSOR_BYTES
+    return tokens + merges + _BASE_BYTES + model.num_tensors * _TENSOR_BYTES
+
+
+def _cell_overhead_bytes(hparams: Hparams, num_cells: int, options: ContextOptions) -> int:
+    return (num_cells + _num_window_cells(hparams, num_cells, options)) * _CELL_BYTES
 
 
 def _batch(num_cells: int, options: ContextOptions) -> int:

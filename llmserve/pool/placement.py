@@ -1,7 +1,10 @@
 """How a model is to be loaded: what the config leaves open is chosen to fit the memory. Pure."""
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from llmserve.engine.runtime import EmbeddingParams
+from llmserve.pool.embedding import EmbeddingUse, embedding_use
 from llmserve.pool.memory import ContextOptions, estimate, largest_context
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles
@@ -21,6 +24,8 @@ class Placement(Struct, frozen=True):
     size_bytes: int  # weights, KV cells, buffers, and parked prefixes: what must stay resident
     prefix_cache_bytes: int = 0  # of these
     full_window: bool = True  # whether a sliding window keeps all cells, so that prefixes are cut
+    embedding: EmbeddingParams | None = None
+    generates: bool = True  # False: for embeddings only
 
     @property
     def max_outputs(self) -> int:
@@ -43,37 +48,70 @@ def place(
     fits. A prefix cache that `spec` leaves open never makes it exceed. Raises `ModelFileError`.
     """
     reserved = int(budget_bytes * CACHE_SHARE) if spec.prefix_cache is None else spec.prefix_cache
+    use = embedding_use(spec, model.header)
+    _check_positions(spec, model)
+    if use and use.is_only:  # nothing that is generated, and so no prefix
+        reserved = 0
     for full_window in (True, False):
         context_length = spec.context_length or _largest(
             model,
             budget_bytes - reserved,
             _options(spec.max_concurrency or MAX_SEQUENCES, repacked_types, full_window),
+            use,
         )
         max_sequences = spec.max_concurrency or min(
             MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
         )
-        options = _options(max_sequences, repacked_types, full_window)
-        needed = estimate(model, num_cells=context_length, options=options)
-        wanted = spec.context_length or _trained(model)
+        needed = estimate(
+            model,
+            num_cells=context_length,
+            options=_options(max_sequences, repacked_types, full_window),
+            embedding=use,
+        )
+        wanted = spec.context_length or _trained(model, use)
         if context_length == wanted and needed.total_bytes + reserved <= budget_bytes:
             break  # else a window that keeps less may do better
     cache_bytes = reserved
-    if spec.prefix_cache is None:
+    if spec.prefix_cache is None and reserved:
         spare = max(0, budget_bytes - needed.total_bytes)
         cache_bytes = min(reserved, spare, CACHE_TIMES_KV * needed.kv_bytes)
-    return Placement(
+    placement = Placement(
         context_length, max_sequences, needed.total_bytes + cache_bytes, cache_bytes, full_window
+    )
+    if use is None:
+        return placement
+    params = use.params(context_length, model.header.vocab_size or 0)
+    return replace(
+        placement,
+        max_sequences=params.max_inputs if use.is_only else max_sequences,
+        embedding=params,
+        generates=not use.is_only,
     )
 
 
-def _largest(model: ModelFiles, budget_bytes: int, options: ContextOptions) -> int:
-    trained = _trained(model)
-    fitting = largest_context(model, budget_bytes, max_cells=trained, options=options)
+def _largest(
+    model: ModelFiles, budget_bytes: int, options: ContextOptions, use: EmbeddingUse | None
+) -> int:
+    trained = _trained(model, use)
+    fitting = largest_context(
+        model, budget_bytes, max_cells=trained, options=options, embedding=use
+    )
     return min(trained, max(fitting or 0, MIN_CONTEXT_LENGTH))
 
 
-def _trained(model: ModelFiles) -> int:
-    return model.header.context_length or FALLBACK_CONTEXT_LENGTH
+def _trained(model: ModelFiles, use: EmbeddingUse | None) -> int:
+    trained = model.header.context_length or FALLBACK_CONTEXT_LENGTH
+    return use.max_len(trained, model.header.vocab_size or 0) if use else trained
+
+
+def _check_positions(spec: ModelSpec, model: ModelFiles) -> None:
+    """A position beyond a learned table would end the process."""
+    tables = [t for part in model.parts for t in part.tensors if t.name == "position_embd.weight"]
+    if tables and spec.context_length and spec.context_length > tables[0].shape[1]:
+        raise model.header.error(
+            f"has {tables[0].shape[1]} positions, and models.{spec.name}.context_length is"
+            f" {spec.context_length}; set no more than that"
+        )
 
 
 def _options(

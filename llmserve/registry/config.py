@@ -6,13 +6,14 @@ Every refusal is a `ConfigError` that names the file, the key and the fix.
 import difflib
 import re
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from llmserve.core import Mode
+from llmserve.core import Mode, Pooling
 from llmserve.errors import ConfigError
 from llmserve.registry.refs import BadRefError, HubRef, make_ref
 from llmserve.registry.units import Duration, Size
@@ -64,6 +65,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
+    pooling: Pooling | None = None  # for embeddings; None: as the model's file says, if it does
     keep_alive: Duration | None = None  # unload after so long without a request; None: never
     pinned: bool = False  # never unload
 
@@ -175,7 +177,8 @@ def _explain(message: str, where: str) -> str:
     key = (where + key.rstrip("`")).lstrip(".")
     prefix = f"{key}: " if key else ""
     if what.startswith("Invalid enum value"):
-        return f"{prefix}{what}; give one of {', '.join(Mode)}"
+        values: type[StrEnum] = Pooling if key.endswith(".pooling") else Mode
+        return f"{prefix}{what}; give one of {', '.join(values)}"
     unknown = re.search(r"unknown field `(.*)`", what)
     if not unknown:
         return prefix + what

@@ -31,6 +31,7 @@ class Task:
     question: str  # for a chat; answered at temperature 0, with max_tokens
     prompt: str  # for a completion, likewise
     max_tokens: int
+    texts: list[str]  # to embed
     request: str  # what a schema or a tool is to answer; see trip.py
     result: str  # of the tool `book_trip`
 

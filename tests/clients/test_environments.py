@@ -12,7 +12,7 @@ import pytest
 from tests.clients import environments
 from tests.clients.report import Task
 
-TASK = Task("http://127.0.0.1:1/v1", "m", "q", "p", 1, "r", "s")
+TASK = Task("http://127.0.0.1:1/v1", "m", "q", "p", 1, ["t"], "r", "s")
 
 CHECKS = """
 import asyncio, socket

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
-from openai.types.chat import ChatCompletionMessage
+from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
+from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageParam
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
@@ -167,6 +168,82 @@ def test_an_answer_as_a_pydantic_model(client: OpenAI) -> None:
     assert isinstance(message.parsed, Trip)
     assert message.content
     assert message.parsed == Trip.model_validate_json(message.content, strict=True)
+
+
+BOOK = pydantic_function_tool(Trip, name="book", description="Book a trip.")
+BOOKING: list[ChatCompletionMessageParam] = [
+    {"role": "user", "content": "Book a trip to Rome for ten days."}
+]
+
+
+def test_a_tool_round_trip(client: OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="smollm2",
+        messages=BOOKING,
+        tools=[BOOK],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=96,
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert choice.message.tool_calls
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "book"
+    assert isinstance(call.function.parsed_arguments, Trip)
+    assert answer.usage
+
+    result: ChatCompletionMessageParam = {
+        "role": "tool",
+        "tool_call_id": call.id,
+        "content": "Booked.",
+    }
+    sent_back: Any = choice.message.model_dump(exclude={"parsed"})
+    for each in sent_back["tool_calls"]:
+        del each["function"]["parsed_arguments"]
+    after = client.chat.completions.create(
+        model="smollm2",
+        messages=[*BOOKING, sent_back, result],
+        tools=[BOOK],
+        tool_choice="none",
+        max_tokens=8,
+    )
+    assert after.choices[0].message.content
+    assert after.choices[0].message.tool_calls is None
+
+
+def test_a_streamed_call(client: OpenAI) -> None:
+    with client.chat.completions.stream(
+        model="smollm2",
+        messages=BOOKING,
+        tools=[BOOK],
+        tool_choice={"type": "function", "function": {"name": "book"}},
+        max_tokens=96,
+    ) as stream:
+        events = list(stream)
+        final = stream.get_final_completion()
+    pieces = [e for e in events if e.type == "tool_calls.function.arguments.delta"]
+    assert len(pieces) > 3
+    (done,) = [e for e in events if e.type == "tool_calls.function.arguments.done"]
+    assert "".join(piece.arguments_delta for piece in pieces) == done.arguments
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert final.choices[0].message.tool_calls
+    (call,) = final.choices[0].message.tool_calls
+    assert call.id.startswith("call_")
+    assert isinstance(call.function.parsed_arguments, Trip)
+
+
+def test_tools_that_a_model_need_not_use(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Say hello."}],
+        tools=[BOOK],
+        max_tokens=16,
+        temperature=0,
+    )
+    message = answer.choices[0].message
+    assert message.content or message.tool_calls
 
 
 def story(client: OpenAI, seed: int | None, n: int = 1) -> list[str | None]:

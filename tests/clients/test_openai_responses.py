@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from openai.types.responses import ResponseInputParam
+from openai.types.responses import FunctionToolParam, ResponseInputParam
 from pydantic import BaseModel
 
 from tests.serving import TIMEOUT_S, ServerProcess, server_process
@@ -139,6 +139,66 @@ def test_the_stream_helper_parses(client: OpenAI) -> None:
     assert len(deltas) > 1
     assert json.loads("".join(deltas)) == json.loads(final.output_text)
     assert isinstance(final.output_parsed, Person)
+
+
+class GetWeather(BaseModel):
+    city: Literal["Paris", "Oslo"]
+
+
+WEATHER = openai.pydantic_function_tool(GetWeather, name="get_weather")["function"]
+TOOL: FunctionToolParam = {
+    "type": "function",
+    "name": WEATHER["name"],
+    "parameters": WEATHER["parameters"],
+    "strict": True,
+}
+QUESTION: ResponseInputParam = [{"role": "user", "content": "How is the weather in Paris?"}]
+
+
+def test_a_tool_is_called_and_its_result_read(client: OpenAI) -> None:
+    first = client.responses.create(
+        model=MODEL,
+        input=QUESTION,
+        tools=[TOOL],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+    )
+    assert first.status == "completed"
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert call.name == "get_weather"
+    GetWeather.model_validate_json(call.arguments)
+    history: Any = [*QUESTION, *first.output]
+    history.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
+    asked = [
+        client.responses.create(
+            model=MODEL, input=each, tools=[TOOL], tool_choice="none", max_output_tokens=8
+        )
+        for each in (QUESTION, history)
+    ]
+    assert all(answer.output_text for answer in asked)
+    without, with_result = (answer.usage.input_tokens for answer in asked if answer.usage)
+    assert with_result > without + 20
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+def test_a_call_is_streamed(client: OpenAI, choice: Any) -> None:
+    with client.responses.stream(
+        model=MODEL,
+        input=QUESTION,
+        tools=[TOOL],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        temperature=0,
+    ) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    call = final.output[0]
+    assert call.type == "function_call"
+    assert "".join(deltas) == call.arguments
+    GetWeather.model_validate(call.parsed_arguments)
 
 
 def test_errors_have_their_classes(client: OpenAI) -> None:

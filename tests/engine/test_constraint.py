@@ -430,7 +430,7 @@ def test_leaving_while_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_masks_of_nobody_need_no_thread() -> None:
     class Free:
-        id, matcher = 1, None
+        id, matcher, guard, opening = 1, None, None, None
 
     filler = MaskFiller(EOS + 1, [EOS])
     assert filler.start([Free()]).wait() == ({}, {})
@@ -444,10 +444,10 @@ def test_mask_is_what_the_matcher_takes() -> None:
     matcher = ours.take(7)
 
     class Sequence7:
-        id = 7
+        id, opening = 7, None
 
         def __init__(self) -> None:
-            self.matcher = matcher
+            self.matcher = self.guard = matcher
 
     filler = MaskFiller(EOS + 1, [EOS])
 

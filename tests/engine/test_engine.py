@@ -67,7 +67,7 @@ async def engine_on(runtime: FakeRuntime, policy: Policy = POLICY) -> AsyncItera
 def assert_nothing_leaked(engine: Engine) -> None:
     assert engine._requests == {}
     assert engine._num_active == 0
-    assert engine._told == set()
+    assert engine._news._told == set()
     assert engine._admission._queued == {}
     assert engine._admission._num_tokens == 0
 

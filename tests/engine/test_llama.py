@@ -20,11 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, Message, Mode, Request, SamplingParams
-from llmserve.engine import llama, prompt
+from llmserve.engine import llama, llama_call, prompt
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.logprobs import sampled_logprob
-from llmserve.engine.runtime import AbortedError, Chunk, InfillTokens, Logits, OutOfCellsError
+from llmserve.engine.runtime import (
+    AbortedError,
+    Chunk,
+    InfillTokens,
+    Logits,
+    Marker,
+    OutOfCellsError,
+)
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
 from tests.tiny_models import write_llama
@@ -124,11 +131,11 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_what_llama_cpp_complains_about_does_not_pile_up() -> None:
-    llama._last_errors.clear()
+    llama_call.last_errors.clear()
     for index in range(100):
-        llama._log_callback(4, b"error %d\n" % index, None)
-    assert llama._reason() == "error 0; error 1; error 2"
-    assert len(llama._last_errors) < 10
+        llama_call.log_callback(4, b"error %d\n" % index, None)
+    assert llama_call.failure_reason() == "error 0; error 1; error 2"
+    assert len(llama_call.last_errors) < 10
 
 
 def test_a_warm_up_that_fails_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +256,7 @@ def test_the_tokens_that_fill_in_the_middle(loaded: LlamaRuntime, tmp_path: Path
         assert runtime.info.infill == InfillTokens(prefix=317, suffix=318, middle=319)
         assert runtime.info.adds_bos
         request = Request(prompt="a</s>", suffix="b", mode=Mode.COMPLETION)
-        tokens = prompt.encode(request, runtime, None, None)
+        tokens = prompt.encode(request, runtime, None, None).tokens
         space = [3 + byte for byte in "▁".encode()]  # SentencePiece puts one in front
         before = [*space, *(3 + byte for byte in b"a</s>")]
         assert tokens == [1, 317, *before, 318, *space, 3 + ord("b"), 319]
@@ -272,6 +279,15 @@ def test_special_tokens_are_recognised_and_have_no_text(runtime: LlamaRuntime) -
     assert len(tokens) == 5
     assert runtime.token_bytes(tokens[0]) == runtime.token_bytes(tokens[-1]) == b""
     assert b"".join(map(runtime.token_bytes, tokens)) == b"user\nHi"
+
+
+def test_markers_are_tokens_of_their_own(runtime: LlamaRuntime) -> None:
+    found = runtime.find_marker("<|im_end|>")
+    assert found is not None
+    assert found.is_control
+    assert tokens_of(runtime, "<|im_end|>") == [found.token]
+    assert runtime.find_marker("<tool_call>") is None  # several tokens
+    assert runtime.find_marker("[") == Marker(tokens_of(runtime, "[")[0], is_control=False)
 
 
 def test_half_a_surrogate_pair_is_refused(runtime: LlamaRuntime) -> None:
@@ -442,14 +458,14 @@ def test_an_abort_hides_nothing_that_others_say(
     runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another thread's lines, those before the abort, and those after the decode."""
-    with llama._own_abort(runtime._abort_flag) as lines:
-        llama._log_callback(4, b"before\n", None)
+    with llama_call.own_abort(runtime._abort_flag) as lines:
+        llama_call.log_callback(4, b"before\n", None)
         runtime.abort()
-        llama._log_callback(4, b"own\n", None)
-        other = threading.Thread(target=llama._log_callback, args=(4, b"other\n", None))
+        llama_call.log_callback(4, b"own\n", None)
+        other = threading.Thread(target=llama_call.log_callback, args=(4, b"other\n", None))
         other.start()
         other.join()
-    llama._log_callback(4, b"after\n", None)
+    llama_call.log_callback(4, b"after\n", None)
     assert lines == [(4, "own")]
     assert [record.message for record in caplog.records] == ["before", "other", "after"]
 
@@ -457,7 +473,7 @@ def test_an_abort_hides_nothing_that_others_say(
 def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     """What llama.cpp sees: a C function of the flag's address to a bool."""
     ask = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(
-        ctypes.cast(llama._libc_strlen(), ctypes.c_void_p).value or 0
+        ctypes.cast(llama_call.libc_strlen(), ctypes.c_void_p).value or 0
     )
     address = ctypes.addressof(runtime._abort_flag)
     assert ask(address) is False

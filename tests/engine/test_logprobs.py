@@ -103,7 +103,7 @@ def listed(tokens: list[bytes], stops: list[str]) -> tuple[list[int], str, list[
     def release(text: str) -> None:
         nonlocal shown
         shown += text
-        for entry in logprobs.release(text):
+        for entry in logprobs.release(len(text)):
             order.append(entry.chosen.token)
             lengths.append(len(shown))
 

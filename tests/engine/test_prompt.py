@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmserve.chat.style import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine import prompt
@@ -39,7 +40,7 @@ def encode(
     request: Request, runtime: FakeRuntime | None = None, default_mode: Mode | None = None
 ) -> list[int]:
     runtime = runtime or FakeRuntime()
-    return prompt.encode(request, runtime, prompt.load_template(runtime.info), default_mode)
+    return prompt.encode(request, runtime, prompt.load_style(runtime.info), default_mode).tokens
 
 
 # -- modes --------------------------------------------------------------------------------------
@@ -101,15 +102,15 @@ def test_a_mode_that_does_not_go_with_the_input(
 
 
 def test_the_text_of_each_mode() -> None:
-    template = ChatTemplate(TEMPLATE, bos_text="", eos_text="")
+    style = ChatStyle(ChatTemplate(TEMPLATE, bos_text="", eos_text=""))
     bare = Request(prompt="Hi")
     with_system = Request(prompt="Hi", system="S")
     chat = Request(messages=MESSAGES)
     assert prompt.build_text(bare, Mode.COMPLETION, None) == "Hi"
-    assert prompt.build_text(bare, Mode.INSTRUCT, template) == "<user>Hi\n<assistant>"
+    assert prompt.build_text(bare, Mode.INSTRUCT, style) == "<user>Hi\n<assistant>"
     text = "<system>S\n<user>Hi\n<assistant>"
-    assert prompt.build_text(with_system, Mode.INSTRUCT, template) == text
-    assert prompt.build_text(chat, Mode.CHAT, template) == "<system>S\n<user>U\n<assistant>"
+    assert prompt.build_text(with_system, Mode.INSTRUCT, style) == text
+    assert prompt.build_text(chat, Mode.CHAT, style) == "<system>S\n<user>U\n<assistant>"
 
 
 def test_bos_comes_once() -> None:
@@ -285,18 +286,18 @@ def test_half_a_surrogate_pair_is_no_text(request_: Request, param: str) -> None
 
 
 def test_a_model_without_a_template() -> None:
-    assert prompt.load_template(FakeRuntime(chat_template=None).info) is None
-    assert prompt.load_template(FakeRuntime(chat_template="").info) is None
+    assert prompt.load_style(FakeRuntime(chat_template=None).info) is None
+    assert prompt.load_style(FakeRuntime(chat_template="").info) is None
 
 
 def test_a_broken_template_leaves_completion(caplog: pytest.LogCaptureFixture) -> None:
     runtime = FakeRuntime(chat_template="{% if %}")
     with caplog.at_level(logging.WARNING):
-        template = prompt.load_template(runtime.info)
+        style = prompt.load_style(runtime.info)
     assert "chat template is broken" in caplog.text
     completion = Request(prompt="x", mode=Mode.COMPLETION)
-    assert prompt.encode(completion, runtime, template, None) == [*b"x"]
+    assert prompt.encode(completion, runtime, style, None).tokens == [*b"x"]
     # Not quietly completed: the model was made for instructions.
     for request in (Request(prompt="x"), Request(messages=MESSAGES)):
         with pytest.raises(InvalidRequestError, match="use mode completion"):
-            prompt.encode(request, runtime, template, None)
+            prompt.encode(request, runtime, style, None)

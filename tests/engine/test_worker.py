@@ -84,6 +84,7 @@ class Bench:
                 self.texts[request_id] += event.text
                 self.logprobs[request_id] += event.logprobs
             else:
+                assert isinstance(event, Finished | Failed)
                 self.ends[request_id] = event
         if report.stats:
             self.stats.append(report.stats)
@@ -524,7 +525,7 @@ def test_a_suspect_that_leaves_holds_up_nobody() -> None:
     ids = [bench.submit([n], 10, sampling=ENDLESS) for n in range(3)]
     bench.step()
     bench.step()
-    assert len(bench.worker._suspects) == 3
+    assert len(bench.worker._setbacks.suspects) == 3
     bench.worker.cancel(ids[0])
     bench.run()
     for n in (1, 2):

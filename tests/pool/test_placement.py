@@ -7,10 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from llmserve.core import Pooling
+from llmserve.engine.runtime import EmbeddingParams
+from llmserve.errors import ModelFileError
 from llmserve.pool.placement import CACHE_SHARE, MAX_SEQUENCES, MIN_CONTEXT_LENGTH, place
 from llmserve.registry.gguf import ModelFiles, read_model
 from llmserve.registry.units import Size
 from tests.pool.fakes import make_spec
+from tests.tiny_encoders import write_bert
 from tests.tiny_models import write_gemma3, write_llama
 
 PLENTY = 1 << 40
@@ -88,3 +92,42 @@ def test_a_sliding_window_keeps_all_cells_where_they_fit(tmp_path: Path) -> None
     less = place(spec, gemma, full.size_bytes - 1, frozenset())
     assert not less.full_window
     assert less.context_length == full.context_length, "and not a shorter context instead"
+
+
+# -- embeddings ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    return read_model(write_bert(tmp_path_factory.mktemp("placement") / "bert.gguf"))
+
+
+def test_a_model_for_embeddings(encoder: ModelFiles) -> None:
+    placement = place(make_spec("a"), encoder, PLENTY, frozenset())
+    assert placement.context_length == 512
+    assert placement.embedding == EmbeddingParams(Pooling.MEAN, True, 512, 512, 32)
+    assert not placement.generates
+    assert placement.max_sequences == 32
+    placement = place(make_spec("a", max_concurrency=5), encoder, PLENTY, frozenset())
+    assert placement.embedding
+    assert placement.max_sequences == placement.embedding.max_inputs == 5
+
+
+def test_the_second_context_is_counted(model: ModelFiles) -> None:
+    alone = place(make_spec("a"), model, PLENTY, frozenset())
+    both = place(make_spec("a", pooling=Pooling.LAST), model, PLENTY, frozenset())
+    assert alone.embedding is None
+    assert both.embedding == EmbeddingParams(Pooling.LAST, False, 2048, 512, 32)
+    assert both.generates
+    assert both.context_length == alone.context_length
+    # The cells are there twice; and there are rows for 512 tokens instead of 16.
+    assert both.size_bytes > alone.size_bytes + 2048 * 2 * 2 * 2 * 32
+    tight = place(make_spec("a", pooling=Pooling.LAST), model, alone.size_bytes, frozenset())
+    assert tight.context_length < alone.context_length
+
+
+def test_a_context_beyond_the_learned_positions_is_refused(encoder: ModelFiles) -> None:
+    """llama.cpp would look up rows that are not there, and end the process."""
+    with pytest.raises(ModelFileError, match=r"512 positions.*models\.a\.context_length is 513"):
+        place(make_spec("a", context_length=513), encoder, PLENTY, frozenset())
+    assert place(make_spec("a", context_length=512), encoder, PLENTY, frozenset()).embedding

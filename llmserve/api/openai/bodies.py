@@ -19,7 +19,7 @@ import llmserve
 from llmserve import core
 from llmserve.api.answer import Folded, sse_event
 from llmserve.api.merge import Indexed
-from llmserve.api.schemas.openai import Body, PromptTokensDetails, Usage
+from llmserve.api.schemas.openai import Body, CompletionTokensDetails, PromptTokensDetails, Usage
 from llmserve.core import Finished, FinishReason, Part, Queued, Started
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
@@ -74,7 +74,7 @@ def finish_reason(reason: FinishReason) -> str:
 
     OpenAI has no word for it, and strict clients take no others.
     """
-    return "stop" if reason is FinishReason.STOP else "length"
+    return str(reason) if reason in (FinishReason.STOP, FinishReason.TOOL_CALLS) else "length"
 
 
 def total_usage(usages: Sequence[core.Usage], num_choices: int) -> Usage:
@@ -82,11 +82,13 @@ def total_usage(usages: Sequence[core.Usage], num_choices: int) -> Usage:
     prompts = usages[::num_choices]
     num_prompt = sum(usage.prompt_tokens for usage in prompts)
     num_generated = sum(usage.generated_tokens for usage in usages)
+    num_thought = sum(usage.reasoning_tokens for usage in usages)
     return Usage(
         prompt_tokens=num_prompt,
         completion_tokens=num_generated,
         total_tokens=num_prompt + num_generated,
         prompt_tokens_details=PromptTokensDetails(sum(u.cached_tokens for u in prompts)),
+        completion_tokens_details=CompletionTokensDetails(num_thought) if num_thought else UNSET,
     )
 
 

@@ -3,7 +3,7 @@
 import functools
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +17,7 @@ from llmserve.api.openai.formats import format_constraint
 from llmserve.api.openai.logprobs import content_logprobs
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
+from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_chat import (
     AnswerMessage,
@@ -27,20 +28,17 @@ from llmserve.api.schemas.openai_chat import (
     ChunkChoice,
     ResponseFormat,
 )
-from llmserve.core import Constraint, Delta, Finished, Part
+from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
-    "tools": ([],),
-    "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),
     "audio": (),
     "moderation": (),
     "prediction": (),
-    "reasoning_effort": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -82,6 +80,9 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         constraint=_constraint(wire.response_format),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        tool_use=tool_use(wire),
+        reasoning_effort=wire.reasoning_effort,
+        template_variables=wire.chat_template_kwargs or {},
     )
     return [msgspec.structs.replace(base, seed=seed) for seed in seeds(wire, wire.n or 1)]
 
@@ -121,7 +122,7 @@ def _render(head: Head, with_logprobs: bool, folded: list[Folded]) -> bytes:
     choices = [
         ChatChoice(
             index,
-            AnswerMessage(content=each.text),
+            _message(each),
             ChatLogprobs(content_logprobs(each.logprobs)) if with_logprobs else None,
             finish_reason(each.finished.reason),
         )
@@ -130,15 +131,30 @@ def _render(head: Head, with_logprobs: bool, folded: list[Folded]) -> bytes:
     return fold_body(head, folded, choices, len(choices))
 
 
+def _message(folded: Folded) -> AnswerMessage:
+    calls = [answer_call(call) for call in folded.tool_calls]
+    return AnswerMessage(
+        content=folded.text if folded.text or not calls else None,
+        reasoning_content=folded.reasoning or UNSET,
+        tool_calls=calls or UNSET,
+    )
+
+
 class ChatEncoder(StreamEncoder):
     def start(self, index: int) -> ChunkChoice:
         return ChunkChoice(index, ChatDelta(role="assistant", content=""))
 
     def part(self, index: int, event: Part) -> ChunkChoice | None:
-        if not isinstance(event, Delta):
-            return None
-        logprobs = ChatLogprobs(content_logprobs(event.logprobs)) if event.logprobs else None
-        return ChunkChoice(index, ChatDelta(content=event.text), logprobs)
+        match event:
+            case Delta(text, sampled):
+                logprobs = ChatLogprobs(content_logprobs(sampled)) if sampled else None
+                return ChunkChoice(index, ChatDelta(content=text), logprobs)
+            case ReasoningDelta(text):
+                return ChunkChoice(index, ChatDelta(reasoning_content=text))
+            case ToolCallDelta():
+                return ChunkChoice(index, ChatDelta(tool_calls=[call_delta(event)]))
+            case _:
+                return None
 
     def finish(self, index: int, event: Finished) -> ChunkChoice:
         return ChunkChoice(index, ChatDelta(), finish_reason=finish_reason(event.reason))

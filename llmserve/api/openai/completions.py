@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,7 +14,13 @@ from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.errors import describe_error
 from llmserve.api.openai.legacy_logprobs import LogprobsEncoder, join
-from llmserve.api.openai.params import sampling, seeds, wants_usage
+from llmserve.api.openai.params import (
+    TextOrTokens,
+    sampling,
+    seeds,
+    texts_or_tokens,
+    wants_usage,
+)
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_completions import (
     CompletionChoice,
@@ -26,13 +31,9 @@ from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
-T = TypeVar("T")
-
 MAX_PROMPTS = 64
 MAX_GENERATIONS = 128  # prompts times n, or best_of
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
-
-Prompt = str | tuple[int, ...]
 
 
 async def completions(request: Request) -> Response:
@@ -59,31 +60,12 @@ async def completions(request: Request) -> Response:
 # -- the request ------------------------------------------------------------------------------
 
 
-def to_prompts(wire: CompletionRequest) -> list[Prompt]:
+def to_prompts(wire: CompletionRequest) -> list[TextOrTokens]:
     """One to `MAX_PROMPTS` prompts. Raises `InvalidRequestError`."""
-    if isinstance(wire.prompt, str):
-        return [wire.prompt]
-    if isinstance(wire.prompt[0], int):
-        return [tuple(_all_of(int, wire.prompt))]
-    if len(wire.prompt) > MAX_PROMPTS:
-        raise InvalidRequestError(
-            f"prompt has {len(wire.prompt)} prompts; give at most {MAX_PROMPTS}", param="prompt"
-        )
-    if isinstance(wire.prompt[0], str):
-        return list(_all_of(str, wire.prompt))
-    return [tuple(tokens) for tokens in _all_of(list, wire.prompt)]
+    return texts_or_tokens(wire.prompt, "prompt", most=MAX_PROMPTS)
 
 
-def _all_of(kind: type[T], items: Sequence[object]) -> list[T]:
-    found = [item for item in items if isinstance(item, kind)]
-    if len(found) < len(items):
-        raise InvalidRequestError(
-            "prompt is mixed; give strings, token ids, or lists of token ids", param="prompt"
-        )
-    return found
-
-
-def to_core(wire: CompletionRequest, prompts: Sequence[Prompt]) -> list[core.Request]:
+def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[core.Request]:
     """A request for each candidate of each prompt. Raises `InvalidRequestError`s."""
     _check(wire, len(prompts))
     is_choosy = _num_candidates(wire) > _num_choices(wire)
@@ -106,7 +88,7 @@ def to_core(wire: CompletionRequest, prompts: Sequence[Prompt]) -> list[core.Req
     ]
 
 
-def _as_field(prompt: Prompt) -> dict[str, Prompt]:
+def _as_field(prompt: TextOrTokens) -> dict[str, TextOrTokens]:
     return {"prompt" if isinstance(prompt, str) else "prompt_tokens": prompt}
 
 
@@ -152,7 +134,9 @@ def _check(wire: CompletionRequest, num_prompts: int) -> None:
         )
 
 
-async def _echoes(gateway: Gateway, model: str | None, prompts: Sequence[Prompt]) -> list[str]:
+async def _echoes(
+    gateway: Gateway, model: str | None, prompts: Sequence[TextOrTokens]
+) -> list[str]:
     """What stands before the answers: the prompts' text."""
     if all(isinstance(prompt, str) for prompt in prompts):
         return [prompt for prompt in prompts if isinstance(prompt, str)]

@@ -44,11 +44,12 @@ _RESPONSE_PARAMS = {
     "mode": "input",
     "messages": "input",
     "num_logprobs": "top_logprobs",
-    "reasoning_effort": "reasoning.effort",
 }
-_RESPONSE_FORMAT = {  # the longest first
+_RESPONSE_WORDS = {  # what chats call otherwise; the longest first
     "response_format.json_schema.schema": "text.format.schema",
     "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "].function.": "].",
 }
 
 
@@ -71,7 +72,7 @@ def describe_response_error(error: LlmserveError) -> Description:
     """As `describe_error`, with the names that fields have in a request for a response."""
     status, body = describe_error(error, _RESPONSE_PARAMS)
     message, param = body.message, body.param
-    for old, new in _RESPONSE_FORMAT.items():
+    for old, new in _RESPONSE_WORDS.items():
         message = message.replace(old, new)
         param = param.replace(old, new) if param else None
     return Description(status, ErrorBody(body.type, body.code, message, param))

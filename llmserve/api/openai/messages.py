@@ -4,16 +4,16 @@ from llmserve import core
 from llmserve.api.body import MissingFieldError
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
+from llmserve.api.openai.tools import to_calls
 from llmserve.api.schemas.openai_chat import Message, Part
+from llmserve.errors import InvalidRequestError
 
 _REFUSED: dict[str, tuple[object, ...]] = {
     "refusal": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
     "function_call": (),
-    "reasoning_content": (),
     "audio": (),
 }
+_ROLES = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool"}
 
 
 def to_messages(wire: list[Message]) -> tuple[core.Message, ...]:
@@ -22,17 +22,38 @@ def to_messages(wire: list[Message]) -> tuple[core.Message, ...]:
 
 
 def _message(wire: Message, path: str) -> core.Message:
-    if wire.role in ("tool", "function"):
+    if wire.role == "function":
         raise UnsupportedFieldError(
-            f"{path}.role is {wire.role!r}; tools are not supported", param=f"{path}.role"
+            f"{path}.role is 'function', which is the old name of 'tool'", param=f"{path}.role"
         )
     refuse(wire, _REFUSED, prefix=f"{path}.")
-    role = "system" if wire.role == "developer" else wire.role
-    return core.Message(role, _content(wire, f"{path}.content"), wire.name)
+    _check_fields_of_role(wire, path)
+    return core.Message(
+        role="system" if wire.role == "developer" else wire.role,
+        content=_content(wire, f"{path}.content"),
+        name=wire.name,
+        reasoning=wire.reasoning_content,
+        tool_calls=to_calls(wire.tool_calls or [], f"{path}.tool_calls"),
+        tool_call_id=wire.tool_call_id,
+    )
+
+
+def _check_fields_of_role(wire: Message, path: str) -> None:
+    if wire.role == "tool" and wire.tool_call_id is None:
+        field = f"{path}.tool_call_id"
+        raise MissingFieldError(f"{field} is missing: which call is this of?", param=field)
+    for name, role in _ROLES.items():
+        if getattr(wire, name) and wire.role != role:
+            raise InvalidRequestError(
+                f"{path}.{name} goes with role {role!r} only, not {wire.role!r}",
+                param=f"{path}.{name}",
+            )
 
 
 def _content(wire: Message, path: str) -> str:
     match wire.content:
+        case None if wire.tool_calls:
+            return ""
         case None:
             raise MissingFieldError(f"{path} is missing", param=path)
         case str() as text:

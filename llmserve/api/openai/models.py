@@ -1,9 +1,9 @@
 """GET /v1/models and GET /v1/models/NAME."""
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve.api.body import json_response
 from llmserve.api.schemas.openai import ModelCard, ModelCards
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
@@ -17,13 +17,13 @@ async def list_models(request: Request) -> Response:
         for spec in gateway.config.models
         for name in (spec.name, *spec.aliases)
     ]
-    return _json(ModelCards("list", cards))
+    return json_response(ModelCards("list", cards))
 
 
 async def get_model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     name = request.path_params["name"]
-    return _json(_card(gateway, name, gateway.resolve(name)))
+    return json_response(_card(gateway, name, gateway.resolve(name)))
 
 
 def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
@@ -38,7 +38,3 @@ def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
         context_length=placement.context_length if placement else spec.context_length,
         state=model.state,
     )
-
-
-def _json(body: ModelCard | ModelCards) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,7 +1,7 @@
-"""The fields that chat completions, completions and responses share -> core."""
+"""The fields that several requests share -> core."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -9,6 +9,9 @@ from llmserve import core
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.schemas.openai import GenerationRequest, SamplingRequest
 from llmserve.errors import InvalidRequestError
+
+T = TypeVar("T")
+TextOrTokens = str | tuple[int, ...]
 
 NUM_SEEDS = 2**64
 
@@ -58,7 +61,37 @@ def refuse(
     """
     for name, harmless in fields.items():
         value = getattr(wire, name)
-        if value is not None and value not in harmless:
+        # As JSON has them: 0 is not false.
+        if value is not None and (type(value), value) not in [(type(h), h) for h in harmless]:
             field = prefix + name
             why = f": {reason}" if reason else ""
             raise UnsupportedFieldError(f"{field} is not supported{why}", param=field)
+
+
+def texts_or_tokens(
+    given: str | Sequence[str | int | list[int]], field: str, *, most: int
+) -> list[TextOrTokens]:
+    """A string, strings, token ids or lists of token ids, as one to `most` inputs.
+
+    Raises `InvalidRequestError` that names `field`.
+    """
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        return [tuple(_all_of(int, given, field))]
+    if len(given) > most:
+        raise InvalidRequestError(
+            f"{field} has {len(given)} items; give at most {most}", param=field
+        )
+    if isinstance(given[0], str):
+        return list(_all_of(str, given, field))
+    return [tuple(tokens) for tokens in _all_of(list, given, field)]
+
+
+def _all_of(kind: type[T], items: Sequence[object], field: str) -> list[T]:
+    found = [item for item in items if isinstance(item, kind)]
+    if len(found) < len(items):
+        raise InvalidRequestError(
+            f"{field} is mixed; give strings, token ids, or lists of token ids", param=field
+        )
+    return found

@@ -2,13 +2,13 @@
 
 from typing import TypeVar
 
-import msgspec
-from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.api.body import decode_body, read_body
+from llmserve import core
+from llmserve.api.body import decode_body, json_response, read_body
 from llmserve.api.openai.messages import to_messages
+from llmserve.api.openai.tools import to_tools
 from llmserve.api.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -31,7 +31,7 @@ async def tokenize(request: Request) -> Response:
     async with gateway.engine(wire.model) as engine:
         tokens = await engine.tokenize(text, add_special=add_special)
         max_len = engine.limits.context_length
-    return _json(TokenizeResponse(tokens, len(tokens), max_len))
+    return json_response(TokenizeResponse(tokens, len(tokens), max_len))
 
 
 async def detokenize(request: Request) -> Response:
@@ -39,7 +39,7 @@ async def detokenize(request: Request) -> Response:
     wire = await _read(gateway, request, DetokenizeRequest)
     async with gateway.engine(wire.model) as engine:
         text = await engine.detokenize(wire.tokens)
-    return _json(DetokenizeResponse(text, text))
+    return json_response(DetokenizeResponse(text, text))
 
 
 async def tokenizer_info(request: Request) -> Response:
@@ -48,7 +48,7 @@ async def tokenizer_info(request: Request) -> Response:
     async with gateway.engine(request.query_params.get("model")) as engine:
         info, name = engine.info, engine.name
         max_len = engine.limits.context_length
-    return _json(
+    return json_response(
         TokenizerInfo(
             model=name,
             tokenizer_class=info.tokenizer,
@@ -65,9 +65,15 @@ async def tokenizer_info(request: Request) -> Response:
 async def apply_template(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     wire = await _read(gateway, request, TemplateRequest)
-    messages = to_messages(wire.messages)
+    tools = to_tools(wire.tools or [])
+    conversation = core.Request(
+        messages=to_messages(wire.messages),
+        tool_use=core.ToolUse(tools) if tools else None,
+        reasoning_effort=wire.reasoning_effort,
+        template_variables=wire.chat_template_kwargs or {},
+    )
     async with gateway.engine(wire.model) as engine:
-        return _json(TemplateResponse(await engine.render(messages)))
+        return json_response(TemplateResponse(await engine.render(conversation)))
 
 
 def _text(wire: TokenizeRequest) -> tuple[str, bool]:
@@ -86,7 +92,3 @@ def _text(wire: TokenizeRequest) -> tuple[str, bool]:
 
 async def _read(gateway: Gateway, request: Request, kind: type[T]) -> T:
     return decode_body(await read_body(request, gateway.config.server.max_body_bytes), kind)
-
-
-def _json(body: Struct) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -19,9 +19,13 @@ from llmserve.api.schemas.fields import (
 )
 from llmserve.core import Priority
 
-Refused: TypeAlias = Annotated[
-    Any, Meta(description="Not supported.", extra_json_schema={"type": "null"})
-]
+
+def refused_but(*harmless: object) -> Meta:
+    """Of a field that is not supported: the values that ask for nothing."""
+    return Meta(description="Not supported.", extra_json_schema={"enum": [None, *harmless]})
+
+
+Refused: TypeAlias = Annotated[Any, refused_but()]
 Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
 C = TypeVar("C")
 
@@ -67,11 +71,16 @@ class PromptTokensDetails(Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct):
+    reasoning_tokens: int
+
+
 class Usage(Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # where it has thought
 
 
 class Body(Struct, Generic[C], kw_only=True):

@@ -1,11 +1,19 @@
 """The wire format of POST /v1/chat/completions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.schemas.fields import JsonObject, MaxTokens
-from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused
+from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
+from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused, refused_but
+from llmserve.api.schemas.openai_tools import (
+    AnswerCall,
+    Call,
+    CallDelta,
+    CallId,
+    ToolChoice,
+    Tools,
+)
 
 
 class Part(Struct, forbid_unknown_fields=True):
@@ -27,14 +35,16 @@ class Message(Struct, forbid_unknown_fields=True):
     content: str | Annotated[list[Part], Meta(max_length=1024)] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
     refusal: Refused = None
-    tool_calls: Refused = None
-    tool_call_id: Refused = None
+    tool_calls: Annotated[list[Call], Meta(max_length=128)] | None = None
+    tool_call_id: CallId | None = None
     function_call: Refused = None
-    reasoning_content: Refused = None
+    reasoning_content: str | None = None  # what the assistant thought
     audio: Refused = None
     annotations: Inert = None
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+TemplateVariables = dict[str, Any]  # as llama-server and vLLM take them
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=4096)]
 
 
@@ -42,7 +52,7 @@ class JsonSchema(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     description: str | None = None
     # As it was sent: decoding would lose what Python's types do not hold.
-    schema: JsonObject = field(default_factory=Raw)
+    schema: JsonObjectOrNull = field(default_factory=Raw)
     strict: bool | None = None  # the answer follows the schema either way
 
 
@@ -58,6 +68,11 @@ class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
     metadata: Inert = None
     store: Inert = None
@@ -66,18 +81,14 @@ class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     prompt_cache_key: Inert = None
     prompt_cache_retention: Inert = None
     prompt_cache_options: Inert = None
-    parallel_tool_calls: Inert = None
 
-    tools: Refused = None
-    tool_choice: Refused = None
-    functions: Refused = None
-    function_call: Refused = None
-    modalities: Refused = None
+    functions: Annotated[Any, refused_but([])] = None
+    function_call: Annotated[Any, refused_but("none")] = None
+    modalities: Annotated[Any, refused_but(["text"])] = None
     audio: Refused = None
     moderation: Refused = None
     prediction: Refused = None
-    reasoning_effort: Refused = None
-    verbosity: Refused = None
+    verbosity: Annotated[Any, refused_but("medium")] = None
     web_search_options: Refused = None
 
 
@@ -100,10 +111,14 @@ class ChatLogprobs(Struct):
 
 
 class AnswerMessage(Struct, kw_only=True):
+    """`reasoning_content` and `tool_calls` are left out where there are none."""
+
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     annotations: tuple[()] = ()
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[AnswerCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -116,6 +131,8 @@ class ChatChoice(Struct):
 class ChatDelta(Struct, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChunkChoice(Struct):

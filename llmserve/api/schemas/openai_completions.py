@@ -4,16 +4,14 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from llmserve.api.schemas.fields import TokenId
+from llmserve.api.schemas.fields import TextsOrTokens
 from llmserve.api.schemas.openai import GenerationRequest
-
-TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
 
 class CompletionRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
     """`prompt`: a string, strings, token ids, or lists of token ids; not mixed."""
 
-    prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
+    prompt: TextsOrTokens
     suffix: str | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None  # 0 goes with echo
     best_of: Annotated[int, Meta(ge=1, le=16)] | None = None

@@ -4,14 +4,15 @@ Items and tools are decoded one by one, after a look at their `type`: so a kind 
 supported is refused by its name, and not by the first of its fields that nobody knows.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from llmserve.api.schemas.fields import JsonObject, MaxTokens
-from llmserve.api.schemas.openai import Inert, Refused, SamplingRequest
+from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
+from llmserve.api.schemas.openai import Inert, Refused, SamplingRequest, refused_but
+from llmserve.api.schemas.openai_chat import ReasoningEffort
+from llmserve.api.schemas.openai_tools import CallId, ToolName
 
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Parts = Annotated[list["ContentPart"], Meta(max_length=1024)]
 
 
@@ -50,12 +51,12 @@ class MessageItem(Struct, forbid_unknown_fields=True):
 class FunctionCallItem(Struct, forbid_unknown_fields=True):
     """A call that the model made."""
 
-    call_id: Name
-    name: Name
+    call_id: CallId
+    name: ToolName
     arguments: str
     type: Literal["function_call"]
     namespace: Refused = None
-    caller: Refused = None
+    caller: Annotated[Any, refused_but({"type": "direct"})] = None
     id: Inert = None
     status: Inert = None
 
@@ -63,11 +64,11 @@ class FunctionCallItem(Struct, forbid_unknown_fields=True):
 class FunctionCallOutputItem(Struct, forbid_unknown_fields=True):
     """What a call came to."""
 
-    call_id: Name
+    call_id: CallId
     output: str | Parts
     type: Literal["function_call_output"]
     namespace: Refused = None
-    caller: Refused = None
+    caller: Annotated[Any, refused_but({"type": "direct"})] = None
     id: Inert = None
     name: Inert = None
     status: Inert = None
@@ -84,29 +85,27 @@ class ReasoningItem(Struct, forbid_unknown_fields=True):
     type: Literal["reasoning"]
     summary: list[ReasoningPart] | None = None
     content: list[ReasoningPart] | None = None
-    encrypted_content: Refused = None
+    encrypted_content: Annotated[Any, refused_but("")] = None
     id: Inert = None
     status: Inert = None
 
 
 InputItem = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
+INPUT_ITEMS = (MessageItem, FunctionCallItem, FunctionCallOutputItem, ReasoningItem)
 
 
 # -- tools ---------------------------------------------------------------------------------------
-
-
-ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class FunctionTool(Struct, forbid_unknown_fields=True):
     name: ToolName
     type: Literal["function"]
     description: Annotated[str, Meta(max_length=65536)] | None = None
-    parameters: JsonObject | UnsetType = UNSET  # a JSON schema, or null
+    parameters: JsonObjectOrNull | UnsetType = UNSET  # a JSON schema, or null
     strict: bool | None = None  # calls follow the schema either way
     defer_loading: Inert = None
     output_schema: Inert = None
-    allowed_callers: Refused = None
+    allowed_callers: Annotated[Any, refused_but(["direct"])] = None
 
 
 class NamedTool(Struct, forbid_unknown_fields=True):
@@ -135,23 +134,23 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
 
 class TextFormat(Struct, forbid_unknown_fields=True, omit_defaults=True):
     type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
+    name: Annotated[str, Meta(max_length=256)] | None = None
     description: str | None = None
-    schema: JsonObject | UnsetType = UNSET
+    schema: JsonObjectOrNull | UnsetType = UNSET
     strict: bool | None = None  # the answer follows the schema either way
 
 
 class TextConfig(Struct, forbid_unknown_fields=True):
     format: TextFormat | None = None
-    verbosity: Refused = None
+    verbosity: Annotated[Any, refused_but("medium")] = None
 
 
 class Reasoning(Struct, forbid_unknown_fields=True):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
-    context: Refused = None
-    mode: Refused = None
+    context: Annotated[Any, refused_but("auto")] = None
+    mode: Annotated[Any, refused_but("standard")] = None
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -188,7 +187,7 @@ class ResponsesRequest(SamplingRequest, forbid_unknown_fields=True, kw_only=True
     max_output_tokens: MaxTokens | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: list[Include] | None = None
-    truncation: Literal["disabled", "auto"] | None = None
+    truncation: Annotated[Any, refused_but("disabled")] = None
 
     metadata: Metadata | None = None  # comes back as it is, as these strings do
     user: str | None = None
@@ -204,8 +203,8 @@ class ResponsesRequest(SamplingRequest, forbid_unknown_fields=True, kw_only=True
     background_options: Inert = None
 
     access_programs: Refused = None
-    background: Refused = None
-    context_management: Refused = None
+    background: Annotated[Any, refused_but(False)] = None
+    context_management: Annotated[Any, refused_but([])] = None
     conversation: Refused = None
     image: Refused = None
     moderation: Refused = None

@@ -5,7 +5,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from llmserve.api.schemas.fields import TokenId
-from llmserve.api.schemas.openai_chat import Messages
+from llmserve.api.schemas.openai_chat import Messages, ReasoningEffort, TemplateVariables
+from llmserve.api.schemas.openai_tools import Tools
 
 
 class TokenizeRequest(Struct, forbid_unknown_fields=True):
@@ -52,6 +53,9 @@ class TokenizerInfo(Struct):
 class TemplateRequest(Struct, forbid_unknown_fields=True):
     messages: Messages
     model: str | None = None
+    tools: Tools | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
 
 class TemplateResponse(Struct):

@@ -26,6 +26,25 @@ def completion(prompt: Any = "hello", **fields: Any) -> dict[str, Any]:
     return {"prompt": prompt, "temperature": 0, "max_tokens": 4, "ignore_eos": True, **fields}
 
 
+def tool(name: str = "f", **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def call(arguments: str = "{}", **fields: Any) -> dict[str, Any]:
+    """A call as an assistant's message has it."""
+    function = {"name": "f", "arguments": arguments}
+    return {"id": "call_1", "type": "function", "function": function, **fields}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [named(name) for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def expected(prompt: str, num_tokens: int = 4) -> str:
     """The fake model's greedy continuation, which must not contain an end token."""
     tokens = reference_greedy(prompt.encode(), num_tokens)

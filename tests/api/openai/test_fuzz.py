@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.api.openai.helpers import CHAT, COMPLETIONS, DONE
+from tests.api.openai.helpers import CHAT, COMPLETIONS, DONE, allowed, call, named, tool
 from tests.api.test_fuzz import bounded, json_values, some_of, text
-from tests.serving import FakeService
+from tests.serving import FakeService, fake_service
 
 shared: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["fake", "default", "nope", "../fake", ""]),
@@ -39,10 +39,28 @@ messages = st.lists(
         {
             "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
             "content": text | parts | st.none(),
-        }
+        },
+        optional={
+            "tool_calls": st.lists(
+                st.builds(call, st.sampled_from(["{}", '{"a": 1}', "", "[1]", "{"])), max_size=2
+            ),
+            "tool_call_id": text,
+            "reasoning_content": text,
+        },
     ),
     max_size=3,
 )
+schemas = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["object", "object", "array"]),
+        "properties": st.dictionaries(text, json_values, max_size=3) | json_values,
+        "required": st.lists(text, max_size=2) | json_values,
+        "x-guidance": json_values,
+    },
+)
+tools = st.lists(st.builds(tool, st.sampled_from("fgh"), parameters=schemas), max_size=3)
+choices = st.sampled_from(["none", "auto", "required", named("f"), allowed("auto", "f", "g")])
 chats = some_of(
     {
         **shared,
@@ -53,7 +71,11 @@ chats = some_of(
             {"type": st.sampled_from(["text", "json_object", "json_schema"])},
             optional={"json_schema": json_values},
         ),
-        "tools": json_values,
+        "tools": json_values | tools,
+        "tool_choice": choices,
+        "parallel_tool_calls": st.booleans(),
+        "reasoning_effort": st.sampled_from(["none", "low"]),
+        "chat_template_kwargs": json_values,
     }
 )
 prompts = (
@@ -73,6 +95,14 @@ completions = some_of(
         "suffix": text,
     }
 )
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[FakeService]:
+    """With room for a prompt that describes tools."""
+    with fake_service(num_cells=4096, max_batch=512) as running:
+        yield running
+        running.wait_idle()
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +134,16 @@ def check(client: httpx2.Client, path: str, body: bytes) -> None:
 def test_chats(client: httpx2.Client, messages: Any, fields: dict[str, Any]) -> None:
     body = {"max_tokens": 6, "messages": messages, **fields}
     check(client, CHAT, msgspec.json.encode(body))
+
+
+@settings(bounded, max_examples=100)
+@given(tools, choices, st.booleans(), st.integers(1, 60))
+def test_tools(
+    client: httpx2.Client, tools: Any, choice: Any, stream: bool, max_tokens: int
+) -> None:
+    user = [{"role": "user", "content": "x"}]
+    fields = {"tools": tools, "tool_choice": choice, "stream": stream, "max_tokens": max_tokens}
+    check(client, CHAT, msgspec.json.encode({"messages": user, **fields}))
 
 
 @settings(bounded, max_examples=150)

@@ -95,7 +95,11 @@ def test_the_tokenizer(service: FakeService) -> None:
         ("/detokenize", {"tokens": [1, -1]}, "tokens[1]"),
         ("/detokenize", {"tokens": [2**31]}, "tokens[0]"),
         ("/apply-template", {"messages": []}, "messages"),
-        ("/apply-template", {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        (
+            "/apply-template",
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].tool_call_id",
+        ),
     ],
 )
 def test_refusals(service: FakeService, path: str, body: dict[str, Any], param: str | None) -> None:

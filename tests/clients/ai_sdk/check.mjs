@@ -10,15 +10,18 @@ const Trip = z
   .object({ city: z.enum(["Oslo", "Lima", "Pune"]), days: z.int().min(1).max(7), dry: z.boolean() })
   .strict();
 
-function settings(task, prompt, more = {}) {
-  const provider = createOpenAICompatible({
+function provider(task) {
+  return createOpenAICompatible({
     name: "llmserve",
     baseURL: task.base_url,
     includeUsage: true,
     supportsStructuredOutputs: true,
   });
+}
+
+function settings(task, prompt, more = {}) {
   return {
-    model: provider(more.name ?? task.model),
+    model: provider(task)(more.name ?? task.model),
     prompt,
     temperature: 0,
     maxOutputTokens: task.max_tokens,
@@ -101,6 +104,11 @@ async function tool_loop(task) {
   return { calls, text: answer.text };
 }
 
+async function embeddings(task) {
+  const model = provider(task).embeddingModel(task.model);
+  return { vectors: (await ai.embedMany({ model, values: task.texts })).embeddings };
+}
+
 async function error(task) {
   try {
     await ai.generateText(settings(task, "x", { name: "nobody" }));
@@ -118,5 +126,6 @@ await main({
   tool_call,
   tool_stream,
   tool_loop,
+  embeddings,
   error,
 });

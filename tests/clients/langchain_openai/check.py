@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import httpx2
 import openai
+import tiktoken
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 from tests.clients.report import Task, check, main
 from tests.clients.trip import Trip
@@ -104,6 +106,63 @@ def tool_loop(task: Task) -> object:
     free = model(task).bind_tools([book_trip], tool_choice="none")
     answer = free.invoke([HumanMessage(task.request), call, *results])
     return {"calls": [one["args"] for one in call.tool_calls], "text": answer.content}
+
+
+@check
+def responses_chat(task: Task) -> object:
+    answer = model(task, use_responses_api=True).invoke(task.question)
+    return {
+        "text": answer.text,
+        "prompt_tokens": answer.usage_metadata["input_tokens"],
+        "completion_tokens": answer.usage_metadata["output_tokens"],
+    }
+
+
+@check
+async def responses_stream(task: Task) -> object:
+    running = model(task, use_responses_api=True).astream(task.question)
+    deltas = [chunk.text async for chunk in running if chunk.text]
+    return {"text": "".join(deltas), "num_deltas": len(deltas)}
+
+
+@check
+def responses_tool_call(task: Task) -> object:
+    base = model(task, use_responses_api=True, max_completion_tokens=64)
+    (call,) = base.bind_tools([book_trip], tool_choice="book_trip").invoke(task.request).tool_calls
+    return {"name": call["name"], "arguments": call["args"]}
+
+
+def embedder(task: Task, **settings: Any) -> OpenAIEmbeddings:
+    return OpenAIEmbeddings(
+        base_url=task.base_url, api_key="none", model=task.model, max_retries=0, **settings
+    )
+
+
+@check
+def embeddings(task: Task) -> object:
+    vectors = embedder(task, check_embedding_ctx_length=False).embed_documents(task.texts)
+    return {"vectors": vectors}
+
+
+class ServedEncoding:
+    """The served model's tokens in the place of `cl100k_base`, a file of which cannot be had here.
+
+    OpenAI's own ids, which are sent unless `check_embedding_ctx_length` is off, mean something
+    else to every other model.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._url = task.base_url.removesuffix("/v1") + "/tokenize"
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return list(httpx2.post(self._url, json={"content": text}).json()["tokens"])
+
+
+@check
+def embeddings_of_tokens(task: Task) -> object:
+    """By default lists of token ids are sent."""
+    tiktoken.registry.ENCODINGS["cl100k_base"] = ServedEncoding(task)
+    return {"vectors": embedder(task).embed_documents(task.texts)}
 
 
 @check

@@ -78,6 +78,27 @@ def tool_call(task: Task) -> object:
 
 
 @check
+async def responses_chat(task: Task) -> object:
+    settings = arguments(task, task.question, max_output_tokens=task.max_tokens)
+    settings["api_base"] = settings.pop("base_url")
+    del settings["messages"], settings["max_tokens"]
+    answer = await litellm.aresponses(input=task.question, **settings)
+    return {
+        "text": answer.output_text,
+        "prompt_tokens": answer.usage.input_tokens,
+        "completion_tokens": answer.usage.output_tokens,
+    }
+
+
+@check
+def embeddings(task: Task) -> object:
+    answer = litellm.embedding(
+        model=f"openai/{task.model}", api_base=task.base_url, api_key="none", input=task.texts
+    )
+    return {"vectors": [one["embedding"] for one in answer.data]}
+
+
+@check
 def error(task: Task) -> object:
     try:
         litellm.completion(**arguments(task, task.question, model="openai/nobody"))

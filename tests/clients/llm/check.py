@@ -14,6 +14,10 @@ MODELS = """
   api_base: {base_url}
   supports_schema: true
   supports_tools: true
+- model_id: responses
+  model_name: {model}
+  api_base: {base_url}
+  responses: true
 - model_id: base
   model_name: {model}
   api_base: {base_url}
@@ -67,6 +71,12 @@ def stream(task: Task) -> object:
 @check
 def completions(task: Task) -> object:
     return {"text": llm(task, "prompt", *options(task, task.max_tokens, "base"), task.prompt)}
+
+
+@check
+def responses_stream(task: Task) -> object:
+    asked = ["prompt", "-m", "responses", "-o", "temperature", "0"]
+    return {"text": llm(task, *asked, "-o", "max_tokens", str(task.max_tokens), task.question)}
 
 
 @check

@@ -1,7 +1,7 @@
 // The `openai` package of npm.
 
 import OpenAI, { NotFoundError } from "openai";
-import { zodResponseFormat } from "openai/helpers/zod";
+import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 import { main } from "../report.mjs";
@@ -82,6 +82,67 @@ async function tool_stream(task) {
   return { name: call.function.name, arguments: JSON.parse(call.function.arguments) };
 }
 
+async function responses_chat(task) {
+  const answer = await client(task).responses.create({
+    model: task.model,
+    input: task.question,
+    temperature: 0,
+    max_output_tokens: task.max_tokens,
+  });
+  return {
+    text: answer.output_text,
+    prompt_tokens: answer.usage.input_tokens,
+    completion_tokens: answer.usage.output_tokens,
+  };
+}
+
+async function responses_stream(task) {
+  const running = client(task).responses.stream({
+    model: task.model,
+    input: [{ role: "user", content: [{ type: "input_text", text: task.question }] }],
+    temperature: 0,
+    max_output_tokens: task.max_tokens,
+  });
+  const deltas = [];
+  running.on("response.output_text.delta", (event) => deltas.push(event.delta));
+  const last = await running.finalResponse();
+  return {
+    text: deltas.join(""),
+    num_deltas: deltas.length,
+    completion_tokens: last.usage.output_tokens,
+  };
+}
+
+async function responses_structured(task) {
+  const answer = await client(task).responses.parse({
+    model: task.model,
+    input: task.request,
+    text: { format: zodTextFormat(Trip, "trip") },
+    temperature: 0,
+    max_output_tokens: 64,
+  });
+  return answer.output_parsed;
+}
+
+async function responses_tool_call(task) {
+  const answer = await client(task).responses.create({
+    model: task.model,
+    input: task.request,
+    tools: [{ type: "function", ...TOOL.function }],
+    tool_choice: { type: "function", name: "book_trip" },
+    temperature: 0,
+    max_output_tokens: 64,
+  });
+  const [call] = answer.output.filter((item) => item.type === "function_call");
+  return { name: call.name, arguments: JSON.parse(call.arguments) };
+}
+
+// By default the package asks for base64.
+async function embeddings(task) {
+  const answer = await client(task).embeddings.create({ model: task.model, input: task.texts });
+  return { vectors: answer.data.map((one) => one.embedding) };
+}
+
 async function models(task) {
   const ids = [];
   for await (const model of client(task).models.list()) ids.push(model.id);
@@ -97,4 +158,18 @@ async function error(task) {
   }
 }
 
-await main({ chat, stream, completions, structured, tool_call, tool_stream, models, error });
+await main({
+  chat,
+  stream,
+  completions,
+  structured,
+  tool_call,
+  tool_stream,
+  responses_chat,
+  responses_stream,
+  responses_structured,
+  responses_tool_call,
+  embeddings,
+  models,
+  error,
+});

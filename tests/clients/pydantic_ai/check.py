@@ -2,18 +2,29 @@
 
 from typing import Any
 
-from pydantic_ai import Agent, ModelHTTPError, NativeOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai import Agent, Embedder, ModelHTTPError, NativeOutput
+from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients.report import Task, check, main
 from tests.clients.trip import Trip
 
 
-def agent(task: Task, *, name: str = "", max_tokens: int = 64, **settings: Any) -> Agent:
-    provider = OpenAIProvider(base_url=task.base_url, api_key="none")
+def provider(task: Task) -> OpenAIProvider:
+    return OpenAIProvider(base_url=task.base_url, api_key="none")
+
+
+def agent(
+    task: Task,
+    *,
+    kind: Any = OpenAIChatModel,
+    name: str = "",
+    max_tokens: int = 64,
+    **settings: Any,
+) -> Agent:
     return Agent(
-        OpenAIChatModel(name or task.model, provider=provider),
+        kind(name or task.model, provider=provider(task)),
         model_settings={"temperature": 0, "max_tokens": max_tokens},
         retries=0,  # an answer that has to be asked for again is not enforced
         **settings,
@@ -72,6 +83,30 @@ async def tool_loop(task: Task) -> object:
 
     result = await booking.run(task.request)
     return {"calls": calls, "text": result.output}
+
+
+@check
+async def responses_chat(task: Task) -> object:
+    asking = agent(task, kind=OpenAIResponsesModel, max_tokens=task.max_tokens)
+    result = await asking.run(task.question)
+    return {
+        "text": result.output,
+        "prompt_tokens": result.usage.input_tokens,
+        "completion_tokens": result.usage.output_tokens,
+    }
+
+
+@check
+async def responses_tool_call(task: Task) -> object:
+    result = await agent(task, kind=OpenAIResponsesModel, output_type=Trip).run(task.request)
+    assert isinstance(result.output, Trip)
+    return {"name": "book_trip", "arguments": result.output.model_dump()}
+
+
+@check
+async def embeddings(task: Task) -> object:
+    model = OpenAIEmbeddingModel(task.model, provider=provider(task))
+    return {"vectors": (await Embedder(model).embed_documents(task.texts)).embeddings}
 
 
 @check

@@ -13,6 +13,7 @@ from llmserve import core
 from llmserve.api.body import MissingFieldError, decode_kind
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
+from llmserve.api.openai.tools import to_call
 from llmserve.api.schemas.responses import (
     ContentPart,
     FunctionCallItem,
@@ -96,7 +97,7 @@ class _History:
         refuse(item, _REFUSED_OF_CALLS, prefix=f"{path}.")
         turn = self._turn or self._begin_turn()
         self._names[item.call_id] = item.name
-        call = core.ToolCall(item.call_id, item.name, item.arguments)
+        call = to_call(item.call_id, item.name, item.arguments, path)
         self._turn = msgspec.structs.replace(turn, tool_calls=(*turn.tool_calls, call))
 
     def _read_output(self, item: FunctionCallOutputItem, path: str) -> None:

@@ -2,8 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Sequence
 
+import msgspec
 from msgspec import UNSET, Raw
 
 from llmserve import core
@@ -11,6 +11,7 @@ from llmserve.api.body import MissingFieldError, decode_kind
 from llmserve.api.openai.formats import format_constraint, object_text
 from llmserve.api.openai.params import refuse, sampling, seeds
 from llmserve.api.openai.responses.history import to_messages
+from llmserve.api.openai.tools import named_tools, open_use, unique_tools
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.response_items import ReasoningEcho, ResponseBody, TextEcho
 from llmserve.api.schemas.responses import (
@@ -21,8 +22,8 @@ from llmserve.api.schemas.responses import (
     ResponsesRequest,
     TextConfig,
     TextFormat,
+    ToolChoice,
 )
-from llmserve.errors import InvalidRequestError
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
     "access_programs": (),
@@ -122,25 +123,10 @@ def _constraint(wire: TextFormat | None) -> core.Constraint | None:
 
 
 def _tool_use(wire: ResponsesRequest) -> core.ToolUse | None:
-    tools = [_tool(raw, f"tools[{i}]") for i, raw in enumerate(wire.tools or ())]
-    names = [tool.name for tool in tools]
-    parallel = wire.parallel_tool_calls is not False
-    match wire.tool_choice:
-        case NamedChoice(name):
-            _check_known([name], names, "tool_choice.name")
-            return core.ToolUse(tuple(tools), "required", name, parallel)
-        case AllowedChoice(mode, allowed):
-            chosen = [tool.name for tool in allowed]
-            _check_known(chosen, names, "tool_choice.tools")
-            return core.ToolUse(
-                tuple(tool for tool in tools if tool.name in chosen), mode, None, parallel
-            )
-        case "required" if not tools:
-            raise InvalidRequestError(
-                'tool_choice is "required", but there are no tools', param="tool_choice"
-            )
-        case choice:
-            return core.ToolUse(tuple(tools), choice or "auto", None, parallel) if tools else None
+    paths = {f"tools[{i}]": raw for i, raw in enumerate(wire.tools or ())}
+    tools = unique_tools({path: _tool(raw, path) for path, raw in paths.items()})
+    use = open_use(tools, wire.tool_choice, wire.parallel_tool_calls)
+    return use and _choose(use, wire.tool_choice or "auto")
 
 
 def _tool(raw: Raw, path: str) -> core.Tool:
@@ -150,7 +136,14 @@ def _tool(raw: Raw, path: str) -> core.Tool:
     return core.Tool(wire.name, wire.description, parameters)
 
 
-def _check_known(wanted: Sequence[str], known: Sequence[str], path: str) -> None:
-    for name in wanted:
-        if name not in known:
-            raise InvalidRequestError(f"{path}: there is no tool {name!r}", param=path)
+def _choose(use: core.ToolUse, choice: ToolChoice) -> core.ToolUse:
+    match choice:
+        case NamedChoice(name):
+            (only,) = named_tools(use, [name], "tool_choice.name")
+            return msgspec.structs.replace(use, choice="required", name=only.name)
+        case AllowedChoice(mode, allowed):
+            names = [tool.name for tool in allowed]
+            tools = named_tools(use, names, "tool_choice.tools")
+            return msgspec.structs.replace(use, tools=tools, choice=mode)
+        case _:
+            return msgspec.structs.replace(use, choice=choice)

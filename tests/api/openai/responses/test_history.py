@@ -129,6 +129,7 @@ IMAGE = {"type": "input_image", "image_url": "data:"}
         ({"role": "user", "content": [{"text": "x"}]}, "input[0].content[0].type"),
         ({**CALL, "arguments": {}}, "input[0].arguments"),
         ({**CALL, "namespace": "n"}, "input[0].namespace"),
+        ({**CALL, "arguments": "[1]"}, "input[0].arguments"),
         (OUTPUT, "input[0].call_id"),
         ({**OUTPUT, "output": [IMAGE]}, "input[0].call_id"),
         ({**THOUGHT, "encrypted_content": "gAAA"}, "input[0].encrypted_content"),

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import httpx2
 import msgspec
+import openai
 import pytest
 from openai.types.responses import Response
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
@@ -25,7 +27,7 @@ from llmserve.core import (
 )
 from llmserve.errors import EngineError
 from tests.api.openai.helpers import error_of, expected, ok, script
-from tests.serving import FakeService
+from tests.serving import FakeService, fake_service, raw_inference, wait_until
 
 PATH = "/v1/responses"
 PROMPT = "<user>hi\n<assistant>"
@@ -179,6 +181,19 @@ def test_an_error_in_mid_stream_is_an_event_and_then_the_end(
     assert told[-1]["response"]["status"] == "failed"
 
 
+def test_openais_package_raises_an_error_in_mid_stream(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, service, [Started("fake", 3, 1), Delta("a"), EngineError("broken")])
+    transport = httpx2.Client(verify=False, trust_env=False)
+    with openai.OpenAI(
+        base_url=f"{service.base_url}/v1", api_key="none", max_retries=0, http_client=transport
+    ) as client:
+        stream = client.responses.create(model="fake", input="hi", stream=True)
+        with pytest.raises(openai.APIError, match="broken"):
+            list(stream)
+
+
 def test_an_error_in_a_whole_answer_is_a_status(
     service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +219,22 @@ def test_an_answer_can_be_sent_back(service: FakeService, monkeypatch: pytest.Mo
     assert [message.role for message in messages] == ["user", "assistant", "tool"]
     assert messages[1].content == "I look."
     assert messages[1].tool_calls[0].id == messages[2].tool_call_id == "call_1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:
+    with fake_service(gated=True) as service:
+        asked = raw_inference(body(stream=stream, max_output_tokens=1000), PATH)
+        with service.connect(asked) as connection:
+            wait_until(lambda: service.gateway.num_active == 1)
+            service.step()
+            wait_until(lambda: service.num_running == 1)
+            if stream:
+                assert connection.recv(65536)
+        wait_until(lambda: service.gateway.num_active == 0)
+        service.step(2)
+        wait_until(lambda: service.num_running == 0)
+        assert service.metric("llmserve_requests_total", outcome="disconnected") == 1
 
 
 # -- fields --------------------------------------------------------------------------------------
@@ -342,6 +373,7 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"conversation": {"id": "conv_1"}}, "conversation", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_parameter"),
+        ({"background": 0}, "background", "unsupported_parameter"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter"),
@@ -368,7 +400,19 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
         ({"tools": [{**TOOL, "colour": 1}]}, "tools[0].colour", "unknown_parameter"),
         ({"tools": [{**TOOL, "parameters": []}]}, "tools[0].parameters", "invalid_value"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
-        ({"tool_choice": {"type": "function", "name": "a"}}, "tool_choice.name", "invalid_value"),
+        ({"tool_choice": {"type": "function", "name": "a"}}, "tool_choice", "invalid_value"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "a"}},
+            "tool_choice.name",
+            "invalid_value",
+        ),
+        ({"tools": [TOOL, TOOL]}, "tools[1].name", "invalid_value"),
+        (
+            {"ignore_eos": False, "tools": [{**TOOL, "parameters": {"$ref": "#/x"}}]},
+            "tools[0].parameters",
+            "invalid_value",
+        ),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "invalid_value"),
         ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice.type", "invalid_value"),
         (
             {"text": {"format": {"type": "json_schema", "name": "n"}}},

@@ -1,0 +1,89 @@
+"""JSON as text: where a value ends that comes in pieces, calls in it, values of a type."""
+
+import json
+from typing import Any
+
+
+class JsonScan:
+    """Counts brackets outside of strings; whether it is valid JSON is not its business."""
+
+    __slots__ = ("_depth", "_in_string", "_is_escaped")
+
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
+        self._in_string = False
+        self._is_escaped = False
+
+    def feed(self, text: str, begin: int = 0) -> int | None:
+        """The index behind the bracket that closes the outermost one, if it is in `text`.
+
+        Looks at `text[begin:]` only, which must follow what was fed before.
+        """
+        for index in range(begin, len(text)):
+            char = text[index]
+            if self._is_escaped:
+                self._is_escaped = False
+            elif self._in_string:
+                if char == "\\":
+                    self._is_escaped = True
+                elif char == '"':
+                    self._in_string = False
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    return index + 1
+        return None
+
+
+def read_call(text: str) -> tuple[str, str] | None:
+    """Name and arguments of a whole object in another order than usual."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str):  # some models write JSON in JSON
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(name, str) or not isinstance(arguments, dict | None):
+        return None
+    return name, json.dumps(arguments or {}, ensure_ascii=False)
+
+
+def as_json(text: str, types: frozenset[str]) -> str:
+    """A value that may be other than a string: JSON if it is of one of `types`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return quoted(text)
+    fits = not isinstance(value, str) and ("any" in types or json_types(value) & types)
+    return text if fits else quoted(text)
+
+
+def json_types(value: Any) -> set[str]:
+    """What a schema can call the type of a value."""
+    match value:
+        case bool():
+            return {"boolean"}
+        case int():
+            return {"integer", "number"}
+        case float():
+            return {"number"}
+        case str():
+            return {"string"}
+        case list():
+            return {"array"}
+        case dict():
+            return {"object"}
+        case _:
+            return {"null"}
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
