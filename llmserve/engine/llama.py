@@ -223,7 +223,7 @@ class LlamaRuntime:
             self._cells.restore(slot, state, end)
 
     def num_tokens(self, slot: int) -> int:
-        return self._cells.num_tokens(slot)
+        return 0 if self._context is None else self._cells.num_tokens(slot)
 
     def clear(self) -> None:
         self._cells.clear()

@@ -10,11 +10,12 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
+from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling, Vectors
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import AbortedError, Chunk, EmbeddingParams, InputChunk
 from llmserve.errors import EngineError
-from tests.tiny_encoders import NumpyBert, write_bert, write_nomic_bert, write_t5_encoder
+from tests.tiny_encoders import NumpyBert, write_nomic_bert, write_t5_encoder
 from tests.tiny_models import write_lfm2, write_llama, write_qwen3
 
 TEXTS = ("hello world", "a", "Is this a test? It is!", "x y z " * 8, "hello world", "so be it")
@@ -182,6 +183,7 @@ def test_a_model_for_embeddings_only(bert: Path) -> None:
     assert runtime.detokenize(tokens).decode().replace(" ", "") == "[CLS]ab[SEP]"
     with pytest.raises(AssertionError):
         runtime.decode([Chunk(0, 0, [5], True)])
+    assert runtime.num_tokens(0) == 0
     runtime.close()
 
 
