@@ -88,8 +88,9 @@ class Constraint(Struct, frozen=True):
     """What the whole answer must match; see `engine/constraint.py`."""
 
     # json: any JSON object; calls: a grammar that was made of the request's tools
-    kind: Literal["json", "json_schema", "regex", "lark", "calls"]
+    kind: Literal["json", "json_schema", "regex", "lark", "gbnf", "calls"]
     source: str = ""  # the schema as JSON text, the expression or the grammar
+    field: str | None = None  # what errors call it; None: its name in POST /inference
 
 
 Priority: TypeAlias = Literal["interactive", "batch"]  # batch: nobody waits for the answer

@@ -1,7 +1,6 @@
 """Small encoders with random weights that llama.cpp really loads, as `tiny_models` has decoders.
 
-The vocabulary is WordPiece with every printable ASCII character in it, at the start of a word and
-within one; any other character is [UNK].
+The one that the benchmark writes too is in `llmserve.bench.encoder`.
 """
 
 from pathlib import Path
@@ -10,43 +9,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from llmserve.bench.encoder import add_settings, add_wordpiece
 from tests.tiny_models import TinyModel, WeightType
-
-_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_CHARACTERS = [chr(code) for code in range(33, 127)]
-CLS, SEP = 2, 3
-
-
-def write_bert(
-    path: Path,
-    *,
-    layers: int = 2,
-    embedding: int = 64,
-    heads: int = 4,
-    feed_forward: int = 128,
-    vocab: int = 320,
-    context: int = 512,
-    pooling: int | None = gguf.PoolingType.MEAN,
-    weights: WeightType = "f16",
-    seed: int = 0,
-) -> Path:
-    """A BERT: learned positions, LayerNorm after each part, GELU, biases everywhere."""
-    model = TinyModel(path, "bert", weights, seed)
-    _add_settings(model, layers, embedding, heads, feed_forward, context, pooling)
-    add_wordpiece(model, vocab)
-    model.weight("token_embd", embedding, vocab)
-    _table(model, "position_embd", embedding, context)
-    _table(model, "token_types", embedding, 2)
-    _norm(model, "token_embd_norm", embedding)
-    for i in range(layers):
-        block = f"blk.{i}"
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            _linear(model, f"{block}.{part}", embedding, embedding)
-        _norm(model, f"{block}.attn_output_norm", embedding)
-        _linear(model, f"{block}.ffn_up", embedding, feed_forward)
-        _linear(model, f"{block}.ffn_down", feed_forward, embedding)
-        _norm(model, f"{block}.layer_output_norm", embedding)
-    return model.write()
 
 
 def write_nomic_bert(
@@ -64,9 +28,9 @@ def write_nomic_bert(
 ) -> Path:
     """A nomic-bert: rotary positions, a gated feed-forward network, no biases of matrices."""
     model = TinyModel(path, "nomic-bert", weights, seed)
-    _add_settings(model, layers, embedding, heads, feed_forward, context, pooling)
+    add_settings(model.writer, layers, embedding, heads, feed_forward, context, pooling)
     model.set({"rope.freq_base": 1000.0})
-    add_wordpiece(model, vocab)
+    add_wordpiece(model.writer, vocab)
     model.weight("token_embd", embedding, vocab)
     _table(model, "token_types", embedding, 2)
     _norm(model, "token_embd_norm", embedding)
@@ -94,7 +58,7 @@ def write_t5_encoder(
 ) -> Path:
     """The encoder of a T5: relative positions as biases of the attention's scores."""
     model = TinyModel(path, "t5encoder", "f16", seed)
-    _add_settings(model, layers, embedding, heads, feed_forward, 512, None)
+    add_settings(model.writer, layers, embedding, heads, feed_forward, 512, None)
     model.set({"attention.relative_buckets_count": 32, "attention.layer_norm_rms_epsilon": 1e-6})
     model.add_vocabulary(vocab)
     model.weight("token_embd", embedding, vocab)
@@ -111,56 +75,6 @@ def write_t5_encoder(
         model.weight(f"{block}.ffn_up", embedding, feed_forward)
         model.weight(f"{block}.ffn_down", feed_forward, embedding)
     return model.write()
-
-
-def add_wordpiece(model: TinyModel, num_tokens: int) -> None:
-    """As llama.cpp's converter writes it: `▁` begins a word, what continues one is bare."""
-    writer = model.writer
-    tokens = [*_SPECIAL_TOKENS, *(f"▁{c}" for c in _CHARACTERS), *_CHARACTERS]
-    tokens += [f"▁w{i}" for i in range(num_tokens - len(tokens))]
-    assert len(tokens) == num_tokens, "the vocabulary needs at least 193 tokens"
-    types = [gguf.TokenType.CONTROL] * len(_SPECIAL_TOKENS)
-    types += [gguf.TokenType.NORMAL] * (num_tokens - len(types))
-    writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_type_count(2)
-    writer.add_unk_token_id(1)
-    writer.add_bos_token_id(CLS)
-    writer.add_eos_token_id(SEP)
-    writer.add_sep_token_id(SEP)
-    writer.add_pad_token_id(0)
-    writer.add_mask_token_id(4)
-
-
-def _add_settings(
-    model: TinyModel,
-    layers: int,
-    embedding: int,
-    heads: int,
-    feed_forward: int,
-    context: int,
-    pooling: int | None,
-) -> None:
-    model.set(
-        {
-            "block_count": layers,
-            "context_length": context,
-            "embedding_length": embedding,
-            "feed_forward_length": feed_forward,
-            "attention.head_count": heads,
-            "attention.layer_norm_epsilon": 1e-12,
-            "attention.causal": False,
-        }
-    )
-    if pooling is not None:
-        model.set({"pooling_type": int(pooling)})
-
-
-def _linear(model: TinyModel, name: str, num_in: int, num_out: int) -> None:
-    model.weight(name, num_in, num_out)
-    _noise(model, f"{name}.bias", (num_out,), 0.1)
 
 
 def _norm(model: TinyModel, name: str, size: int) -> None:

@@ -1,7 +1,7 @@
 """What of a request only the model can judge."""
 
 from llmserve.core import Request
-from llmserve.engine.constraint import check_tools
+from llmserve.engine.grammar import check_tools
 from llmserve.engine.logprobs import MAX_LOGPROBS
 from llmserve.errors import InvalidRequestError
 
@@ -45,14 +45,15 @@ def _check_constrained(request: Request) -> None:
     """
     if request.constraint is None:
         return
+    field = request.constraint.field or "response_format"
     if request.sampling.ignore_eos:
         raise InvalidRequestError(
-            "ignore_eos does not go with response_format, which says where the answer ends",
+            f"ignore_eos does not go with {field}, which says where the answer ends",
             param="parameters.ignore_eos",
         )
     if request.stop:
         raise InvalidRequestError(
-            "stop does not go with response_format: it would cut the answer before it matches;"
+            f"stop does not go with {field}: it would cut the answer before it matches;"
             " use max_tokens to bound it",
             param="parameters.stop",
         )

@@ -127,7 +127,7 @@ class Worker:
             while self._drain():
                 if self._has_sequences:
                     self._step()
-                self._embedder.step(is_busy=self._has_sequences)
+                self._embed()
             self._cancel_all()
             fault = None
         except Exception:
@@ -136,6 +136,11 @@ class Worker:
             self._masks.close()
             self._kv.close()
             self._report(Ended(fault))
+
+    def _embed(self) -> None:
+        if self._embedder.has_work:
+            self._tell([])  # now: a batch can be long
+            self._embedder.step(is_busy=self._has_sequences)
 
     # -- commands ---------------------------------------------------------------------------
 

@@ -95,6 +95,7 @@ def tokens(length: int, salt: int = 0) -> list[int]:
 # -- planning ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 64), max_size=20),
     begun=st.lists(st.tuples(st.integers(1, 16), st.integers(0, 15)), max_size=4),

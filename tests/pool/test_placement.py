@@ -7,14 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.errors import ModelFileError
-from llmserve.pool.placement import CACHE_SHARE, MAX_SEQUENCES, MIN_CONTEXT_LENGTH, place
+from llmserve.pool.placement import (
+    CACHE_SHARE,
+    MAX_SEQUENCES,
+    MIN_CONTEXT_LENGTH,
+    MIN_OUTPUTS,
+    place,
+)
 from llmserve.registry.gguf import ModelFiles, read_model
 from llmserve.registry.units import Size
 from tests.pool.fakes import make_spec
-from tests.tiny_encoders import write_bert
 from tests.tiny_models import write_gemma3, write_llama
 
 PLENTY = 1 << 40
@@ -131,3 +137,17 @@ def test_a_context_beyond_the_learned_positions_is_refused(encoder: ModelFiles) 
     with pytest.raises(ModelFileError, match=r"512 positions.*models\.a\.context_length is 513"):
         place(make_spec("a", context_length=513), encoder, PLENTY, frozenset())
     assert place(make_spec("a", context_length=512), encoder, PLENTY, frozenset()).embedding
+
+
+def test_there_are_rows_for_prompts_and_they_are_counted(
+    model: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec("a", context_length=300, max_concurrency=3)
+    placement = place(spec, model, PLENTY, frozenset())
+    assert placement.max_outputs == MIN_OUTPUTS
+    many = place(make_spec("a", max_concurrency=MIN_OUTPUTS + 1), model, PLENTY, frozenset())
+    assert many.max_outputs == MIN_OUTPUTS + 1
+    monkeypatch.setattr("llmserve.pool.placement.MIN_OUTPUTS", 3)
+    few = place(spec, model, PLENTY, frozenset())
+    vocab_size = 320
+    assert placement.size_bytes - few.size_bytes >= (MIN_OUTPUTS - 3) * 4 * vocab_size

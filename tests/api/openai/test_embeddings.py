@@ -153,6 +153,21 @@ def test_the_metrics_count() -> None:
         assert service.metric("llmserve_generated_tokens_total", model="fake") == 0
 
 
+def test_the_metrics_show_what_is_going_on() -> None:
+    with fake_service(embedding=LIMITS, gated=True) as service:
+        body = msgspec.json.encode({"input": ["x" * 30] * 9})
+        held = [service.connect(raw_request("POST", EMBEDDINGS, body)) for _ in range(6)]
+        wait_until(lambda: service.metric("llmserve_queue_depth") > 0, "the first to be told")
+        service.step(2)
+        wait_until(lambda: service.metric("llmserve_running_requests") >= 1, "some to run")
+        service.step(1000)
+        service.wait_idle()
+        wait_until(lambda: service.metric("llmserve_running_requests") == 0, "none to run")
+        assert service.metric("llmserve_queue_depth") == 0
+        for connection in held:
+            connection.close()
+
+
 def test_the_queue_is_bounded() -> None:
     with fake_service(models={"fake": {"max_queue": 0}}, embedding=LIMITS, gated=True) as service:
         body = msgspec.json.encode({"input": "hello"})
@@ -184,6 +199,7 @@ def test_a_client_that_leaves_ends_the_work() -> None:
         ok(service.post({"input": "next"}, EMBEDDINGS))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
 )

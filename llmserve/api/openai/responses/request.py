@@ -46,7 +46,10 @@ _REFUSED_OF_REASONING: dict[str, tuple[object, ...]] = {
     "summary": ("auto", "detailed"),
     "generate_summary": ("auto", "detailed"),
 }
-_REFUSED_OF_TOOLS: dict[str, tuple[object, ...]] = {"allowed_callers": (["direct"],)}
+_REFUSED_OF_TOOLS: dict[str, tuple[object, ...]] = {
+    "allowed_callers": (["direct"],),
+    "async_": (False,),
+}
 
 
 def to_core(wire: ResponsesRequest) -> core.Request:
