@@ -8,6 +8,7 @@ that every refusal is a real HTTP status.
 import asyncio
 import contextlib
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar
@@ -163,19 +164,17 @@ class StreamedAnswer(Answer, Generic[T]):
         self._keep_alive_s = keep_alive_s
         self._describe_error = describe_error
         self._last_sent_s = 0.0
-        self._queued: Queued | None = None  # the last news, while it waits for a slot
-        self._queued_s = 0.0  # when that was
+        self._queue = _QueueState()
 
     async def _send(self, send: Send) -> None:
         first = await anext(self._events)  # raises what has a status of its own
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        self._queue.note(first)
         await self._send_part(send, self._encode(first))
         keep_alive = asyncio.create_task(self._keep_alive(send))
         try:
             async for event in self._events:
-                if queued := _queued(event):
-                    self._note_queue(queued)
-                else:
+                if not self._queue.note(event):
                     await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
             await self._send_part(send, self._encode_failure(error))
@@ -203,18 +202,7 @@ class StreamedAnswer(Answer, Generic[T]):
         while True:
             await asyncio.sleep(self._last_sent_s + self._keep_alive_s - loop.time())
             if loop.time() >= self._last_sent_s + self._keep_alive_s:
-                await self._send_part(send, self._comment(loop.time()))
-
-    def _note_queue(self, queued: Queued) -> None:
-        self._queued = queued if queued.position else None
-        self._queued_s = asyncio.get_running_loop().time()
-
-    def _comment(self, now_s: float) -> bytes:
-        if self._queued is None:
-            return KEEP_ALIVE
-        wait_s = max(0.0, self._queued.expected_wait_s - (now_s - self._queued_s))
-        position = self._queued.position
-        return f": queued position={position} expected_wait_s={wait_s:.1f}\n\n".encode()
+                await self._send_part(send, self._queue.comment())
 
 
 def sse_event(data: bytes, name: str | None = None) -> bytes:
@@ -223,11 +211,32 @@ def sse_event(data: bytes, name: str | None = None) -> bytes:
     return head + b"data: " + data + b"\n\n"
 
 
-def _queued(event: object) -> Queued | None:
-    """The news of the queue in an event, of one generation or of several that are merged."""
-    if isinstance(event, tuple):
-        event = event[1]
-    return event if isinstance(event, Queued) else None
+class _QueueState:
+    """Where the generations of one stream stand in the queue: the news that no dialect shows."""
+
+    def __init__(self) -> None:
+        self._num_started = 0
+        self._news: dict[int, tuple[Queued, float]] = {}  # by index: of those without a slot, when
+
+    def note(self, event: object) -> bool:
+        """Whether `event`, of one generation or of several that are merged, is only for here."""
+        index, event = event if isinstance(event, tuple) else (0, event)
+        if isinstance(event, Started):
+            self._num_started += 1
+        if not isinstance(event, Queued):
+            return False
+        self._news.pop(index, None)
+        if event.position:
+            self._news[index] = event, time.monotonic()
+        return True
+
+    def comment(self) -> bytes:
+        """How the queue stands, unless one of the generations has a slot."""
+        if not self._news or len(self._news) < self._num_started:
+            return KEEP_ALIVE
+        first, told_s = min(self._news.values(), key=lambda news: news[0].position)
+        wait_s = max(0.0, first.expected_wait_s - (time.monotonic() - told_s))
+        return f": queued position={first.position} expected_wait_s={wait_s:.1f}\n\n".encode()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -203,25 +203,38 @@ class DiskStore:
 
     def _take_in(self) -> None:
         begin_s = time.monotonic()
-        found: list[tuple[int, float, Path, _Header]] = []
+        found: list[tuple[float, Path, _Header]] = []
         for path in self._folder.iterdir():
             try:
                 if path.suffix != ".kv":
                     raise _UnusableError("not a finished file")
                 header, _ = _read_file(path, with_state=False)
                 self._check(header)
-                found.append((len(header.tokens), path.stat().st_mtime, path, header))
+                found.append((path.stat().st_mtime, path, header))
             except (OSError, _UnusableError, msgspec.MsgspecError) as error:
                 log.info("%s: removed: %s", path, error)
                 with contextlib.suppress(OSError):
                     path.unlink()
-        # Beginnings first, as nothing hangs in the air; of the same length, the newest last.
-        for _, _, path, header in sorted(found, key=lambda each: each[:2]):
-            file = StateFile(path, header.state_bytes)
-            if not self._books.add(header.namespace, _tokens(header), header.start, file):
-                self._remove(file)
+        found.sort(key=lambda each: each[0])  # the least recently used first
+        num_bytes = sum(header.state_bytes for _, _, header in found)
+        while num_bytes > self._books.budget_bytes:
+            _, path, header = found.pop(0)
+            num_bytes -= header.state_bytes
+            self._remove(StateFile(path, header.state_bytes))
+        self._note(found)
         if found:
             log.info("%d prefixes on disk after %.2f s", len(found), time.monotonic() - begin_s)
+
+    def _note(self, found: list[tuple[float, Path, _Header]]) -> None:
+        """Take files into the books, as if they had been written and used in this order."""
+        for _, path, header in sorted(found, key=lambda each: len(each[2].tokens)):
+            file = StateFile(path, header.state_bytes)
+            if not self._books.add(header.namespace, _tokens(header), header.start, file):
+                self._remove(file)  # what it goes on from is not there
+        for _, _, header in found:
+            tokens = _tokens(header)
+            known = self._books.tree.match(header.namespace, tokens, len(tokens))
+            self._books.touch([match.node for match in known])
 
     def check_integrity(self) -> None:
         """Assert that the books balance; for tests."""

@@ -28,6 +28,7 @@ from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
+MAX_LOOKED_AT = 64  # of those that wait; a look takes 0.03 ms, and is taken in many steps
 MIN_PREFIX = 16  # tokens that are worth waiting for, parking, or going on from
 
 
@@ -105,12 +106,12 @@ class KvCache:
 
         Not empty unless somebody runs, or all are fetching.
         """
-        held: set[int] = set()
+        held = {sequence.id for sequence in waiting if self.is_fetching(sequence)}
         led: set[tuple[object, ...]] = set()
-        for sequence in sorted(waiting, key=lambda s: (s.is_batch, s.arrival)):
-            if self.is_fetching(sequence) or (
-                sequence.can_reuse and self._must_wait(sequence, led)
-            ):
+        in_order = sorted(waiting, key=lambda s: (s.is_batch, s.arrival))
+        for sequence in in_order[:MAX_LOOKED_AT]:
+            may_wait = sequence.can_reuse and sequence.id not in held
+            if may_wait and self._must_wait(sequence, led):
                 held.add(sequence.id)
         return [s for s in waiting if s.id not in held]
 

@@ -33,6 +33,7 @@ from llmserve.engine.llama_call import (
 )
 from llmserve.engine.llama_cells import LlamaCells
 from llmserve.engine.llama_embed import EmbeddingContext
+from llmserve.engine.parking import MAX_RUN
 from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
@@ -305,10 +306,21 @@ def _new_context(
 
 
 def _can_cut(model: lib.llama_model_p, params: LlamaParams) -> bool:
-    """Whether a sequence can be cut anywhere: a recurrent state has no past to go back to."""
-    is_windowed = lib.llama_model_n_swa(model) > 0 and not params.full_window
-    is_recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-    return not (is_windowed or is_recurrent)
+    """Whether a sequence can be cut anywhere, and saved in pieces.
+
+    A recurrent state has no past to go back to. Of a sliding window llama.cpp saves only what the
+    last token of a piece sees (llama-kv-cache.cpp, state_write): all of it, if the window is at
+    least as long as a piece, and not one that jumps from chunk to chunk.
+    """
+    if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
+        return False
+    window = lib.llama_model_n_swa(model)
+    if window == 0:
+        return True
+    architecture = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"general.architecture", architecture, len(architecture))
+    is_chunked = architecture.value == b"llama4"
+    return params.full_window and window >= MAX_RUN and not is_chunked
 
 
 def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:

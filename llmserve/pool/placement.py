@@ -47,32 +47,24 @@ def place(
     The result may exceed the budget: then not even `MIN_CONTEXT_LENGTH`, or what `spec` demands,
     fits. A prefix cache that `spec` leaves open never makes it exceed. Raises `ModelFileError`.
     """
-    reserved = int(budget_bytes * CACHE_SHARE) if spec.prefix_cache is None else spec.prefix_cache
     use = embedding_use(spec, model.header)
     _check_positions(spec, model)
-    if use and use.is_only:  # nothing that is generated, and so no prefix
-        reserved = 0
+    reserved = _reserved_for_prefixes(spec, budget_bytes, use)
     for full_window in (True, False):
+        options = _options(spec.max_concurrency or MAX_SEQUENCES, repacked_types, full_window)
         context_length = spec.context_length or _largest(
-            model,
-            budget_bytes - reserved,
-            _options(spec.max_concurrency or MAX_SEQUENCES, repacked_types, full_window),
-            use,
+            model, budget_bytes - reserved, options, use
         )
         max_sequences = spec.max_concurrency or min(
             MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
         )
-        needed = estimate(
-            model,
-            num_cells=context_length,
-            options=_options(max_sequences, repacked_types, full_window),
-            embedding=use,
-        )
+        options = _options(max_sequences, repacked_types, full_window)
+        needed = estimate(model, num_cells=context_length, options=options, embedding=use)
         wanted = spec.context_length or _trained(model, use)
         if context_length == wanted and needed.total_bytes + reserved <= budget_bytes:
             break  # else a window that keeps less may do better
     cache_bytes = reserved
-    if spec.prefix_cache is None and reserved:
+    if spec.prefix_cache is None:
         spare = max(0, budget_bytes - needed.total_bytes)
         cache_bytes = min(reserved, spare, CACHE_TIMES_KV * needed.kv_bytes)
     placement = Placement(
@@ -87,6 +79,13 @@ def place(
         embedding=params,
         generates=not use.is_only,
     )
+
+
+def _reserved_for_prefixes(spec: ModelSpec, budget_bytes: int, use: EmbeddingUse | None) -> int:
+    """The most that parked prefixes may take, in bytes."""
+    if use and use.is_only:
+        return 0  # nothing is generated
+    return int(budget_bytes * CACHE_SHARE) if spec.prefix_cache is None else spec.prefix_cache
 
 
 def _largest(

@@ -604,6 +604,10 @@ def test_metrics_move() -> None:
         assert seen("llmserve_batch_tokens_count", model="fake") == 6
         assert seen("llmserve_batch_tokens_sum", model="fake") == 5 + 5
         assert seen("llmserve_step_seconds_count", model="fake") == 6
+        assert seen("llmserve_step_over_expected_count", model="fake") == 6
+        assert seen("llmserve_step_prompt_tokens_count", model="fake") == 1
+        assert seen("llmserve_step_prompt_tokens_sum", model="fake") == 5
+        assert seen("llmserve_queue_wait_seconds_count", model="fake") == 1
         for name in ("llmserve_queue_depth", "llmserve_running_requests"):
             assert f'{name}{{model="fake"}} 0.0' in response.text
 
@@ -621,6 +625,39 @@ def test_metrics_show_the_queue() -> None:
         service.step(300)
         assert all(answer.result().status_code == 200 for answer in answers)
         wait_until(lambda: service.metric("llmserve_queue_depth") == 0)
+
+
+def test_metrics_count_who_made_room() -> None:
+    with fake_service(gated=True, num_slots=1) as service, ThreadPoolExecutor(2) as threads:
+        batch = threads.submit(service.post, ask("in no hurry", max_tokens=9, priority="batch"))
+        wait_until(lambda: service.metric("llmserve_running_requests") == 1)
+        service.step(2)
+        asked = threads.submit(service.post, ask("at once", max_tokens=2))
+        wait_until(lambda: len(service.engines["fake"]._requests) == 2)
+        service.step(50)
+        assert asked.result().json() == {"generated_text": expected("at once", 2)}
+        assert batch.result().json() == {"generated_text": expected("in no hurry", 9)}
+        assert service.metric("llmserve_preemptions_total", model="fake") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"priority": "urgent"}, "priority"), ({"deterministic": "yes"}, "deterministic")],
+)
+def test_400_for_scheduling_that_there_is_not(
+    service: FakeService, fields: dict[str, Any], param: str
+) -> None:
+    assert error_of(service.post(ask(**fields)), 400)["param"] == param
+
+
+def test_a_deterministic_request_has_a_seed_of_its_own(service: FakeService) -> None:
+    hot = {"temperature": 1.5, "max_tokens": 20}
+    bodies = [
+        service.post(ask(parameters=hot, deterministic=True, details=True)).json() for _ in "ab"
+    ]
+    assert bodies[0]["generated_text"] == bodies[1]["generated_text"]
+    assert [body["details"]["seed"] for body in bodies] == [0, 0]
+    assert service.post(ask(parameters=hot, details=True)).json()["details"]["seed"] != 0
 
 
 def test_metrics_forget_a_client_that_left() -> None:

@@ -112,9 +112,32 @@ def test_least_recently_used_files_go_first(tmp_path: Path) -> None:
     assert [store.find("", [n] * 60, 60) for n in range(4)] == [60, 0, 60, 60]
     store.close()
     assert len(files_in(tmp_path)) == 3
-    store = open_store(tmp_path, budget=100)
+
+
+def test_a_new_store_knows_what_was_used_last(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for n in range(4):
+        keep(store, [n] * (40 + 5 * n))
     store.close()
-    assert len(files_in(tmp_path)) == 1, "a smaller budget is obeyed at once"
+    for path in files_in(tmp_path):  # the shortest was used last
+        os.utime(path, (0, 10**9 - path.stat().st_size))
+    store = open_store(tmp_path, budget=40 + 45 + 50)
+    assert [store.find("", [n] * 60, 60) for n in range(4)] == [40, 45, 50, 0]
+    keep(store, [7] * 30)
+    assert [store.find("", [n] * 60, 60) for n in range(4)] == [40, 45, 0, 0]
+    store.close()
+    assert len(files_in(tmp_path)) == 3
+
+
+def test_what_hangs_in_the_air_is_removed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, PREFIX)
+    store.close()
+    min(files_in(tmp_path), key=lambda path: path.stat().st_size - 4 * 64).unlink()
+    store = open_store(tmp_path)
+    store.check_integrity()
+    store.close()
+    assert len(files_in(tmp_path)) == store.find("", PREFIX, 300) // 64
 
 
 def test_another_fingerprint_is_a_miss_and_cleans_up(tmp_path: Path) -> None:

@@ -100,6 +100,26 @@ def test_others_do_not_wait_for_a_leader() -> None:
     assert list(bench.ends).index(other) < list(bench.ends).index(follower)
 
 
+def test_an_interactive_request_does_not_wait_for_a_batch_leader() -> None:
+    bench = make_bench(cache=0)
+    bench.submit([*PREFIX, 1], 5, sampling=LONG, is_batch=True)
+    bench.step()
+    ids = [bench.submit([*PREFIX, n], 5, sampling=LONG, is_batch=n == 3) for n in (2, 3)]
+    bench.step()
+    ready = bench.worker._kv.ready(bench.worker._roster.waiting)
+    assert [s.id for s in ready] == ids[:1]
+
+
+def test_a_deterministic_request_uses_nothing_and_is_of_use() -> None:
+    bench = make_bench(can_cut=False)
+    bench.submit(PREFIX, 5, sampling=LONG)
+    bench.run()
+    first = bench.submit(PREFIX, 5, sampling=LONG, deterministic=True)
+    again = bench.submit(PREFIX, 5, sampling=LONG)
+    bench.run()
+    assert [usage(bench, i).cached_tokens for i in (first, again)] == [0, 999]
+
+
 def test_a_short_common_beginning_is_not_waited_for() -> None:
     bench = make_bench()
     for n in range(4):

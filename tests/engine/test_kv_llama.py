@@ -41,8 +41,29 @@ class LlamaBench(Bench):
         self.llama = runtime
         self.num_computed = 0
 
+        self.state_sizes = [self.state_size(2, num_tokens) for num_tokens in (1, 2)]
+
+    def state_size(self, slot: int, num_tokens: int | None = None) -> int:
+        """Bytes by llama.cpp's own count; with `num_tokens` after these, in an empty slot."""
+        if num_tokens:
+            self.llama.decode([Chunk(slot, 0, [5] * num_tokens, False)])
+        size = int(lib.llama_state_seq_get_size(self.llama._context, slot))
+        if num_tokens:
+            self.llama.trim(slot, 0)
+        return size
+
     def check_books(self) -> None:
+        """Ours, and against llama.cpp's: first and last position, and how much is in a state."""
         self.worker._kv.check_integrity()
+        if not self.llama.limits.can_cut or lib.llama_model_n_swa(self.llama._model):
+            return  # of a window, a state has only what can be seen
+        one, two = self.state_sizes
+        for sequence in self.worker._roster.running:
+            assert sequence.slot is not None
+            assert lib.llama_memory_seq_pos_min(self.llama._cells._memory, sequence.slot) in (-1, 0)
+            if num_more := sequence.num_computed - 1:
+                expected = one + num_more * (two - one)
+                assert self.state_size(sequence.slot) == expected
 
     def ask(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         """All at once; what was generated for each."""
@@ -177,11 +198,34 @@ def test_preempted_sequences_go_on_from_what_was_parked() -> None:
         small.close()
 
 
+@pytest.mark.parametrize("window", [64, 100])
+def test_a_cut_in_a_piece_of_a_windowed_model(window: int, tmp_path: Path) -> None:
+    """llama.cpp saves only what the last token of a piece sees: here that must be all of it."""
+    path = write_gemma3(tmp_path / "tiny.gguf", window=window)
+    runtime = LlamaRuntime(path, LlamaParams(context_length=512, max_sequences=2, num_threads=1))
+    assert runtime.limits.can_cut
+    tokens = random.Random(window).choices(range(3, 259), k=220)
+    try:
+        runtime.decode([Chunk(0, 0, tokens[:192], False)])
+        pieces = [runtime.save(0, start, start + 64) for start in (0, 64, 128)]
+        for cut in (192, 150, 127, 100, 65, 64, 10):
+            runtime.trim(0, cut)
+            kept = runtime.decode([Chunk(0, cut, tokens[cut:], True)])[0].copy()
+            runtime.trim(0, 0)
+            for index, piece in enumerate(pieces[: -(-cut // 64)]):
+                runtime.load(0, piece, min(64 * (index + 1), cut))
+            loaded = runtime.decode([Chunk(0, cut, tokens[cut:], True)])[0]
+            assert np.array_equal(loaded, kept), cut
+    finally:
+        runtime.close()
+
+
 # -- whatever the model --------------------------------------------------------------------------
 
 ARCHITECTURES: dict[str, tuple[Callable[..., Path], dict[str, Any], bool]] = {
     "llama": (write_llama, {}, True),
-    "window, all cells": (write_gemma3, {"window": 32}, True),
+    "window, all cells": (write_gemma3, {"window": 64}, True),
+    "small window, all cells": (write_gemma3, {"window": 32}, True),
     "window": (write_gemma3, {"window": 32}, False),
     "recurrent": (write_mamba, {}, True),
     "hybrid": (write_lfm2, {}, True),

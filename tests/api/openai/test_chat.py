@@ -206,6 +206,22 @@ def test_sampling_fields_reach_core(fields: dict[str, Any], sampling: SamplingPa
 
 
 @pytest.mark.parametrize(
+    ("fields", "priority", "deterministic"),
+    [
+        ({}, "interactive", False),
+        ({"priority": None, "deterministic": None}, "interactive", False),
+        ({"priority": "interactive", "deterministic": False}, "interactive", False),
+        ({"priority": "batch", "deterministic": True}, "batch", True),
+    ],
+)
+def test_scheduling_fields_reach_core(
+    fields: dict[str, Any], priority: str, deterministic: bool
+) -> None:
+    asked = converted(**fields)
+    assert (asked.priority, asked.deterministic) == (priority, deterministic)
+
+
+@pytest.mark.parametrize(
     ("fields", "max_tokens"),
     [
         ({}, None),
