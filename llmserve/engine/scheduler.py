@@ -35,7 +35,7 @@ from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.sequence import Sequence
 
 MIN_PROGRESS = 8  # prompt tokens in any step
-IDLE_CHUNK, IDLE_STEP_S = 128, 1.0  # of a step without decoding, the larger of the two
+IDLE_CHUNK, IDLE_STEP_S = 64, 1.0  # of a step without decoding, the larger of the two
 GROWTH_TOKENS = 32  # cells kept free per sequence at admission, so that it is not preempted at once
 AGING = 0.1  # seconds of prompt that a second of age is worth
 
