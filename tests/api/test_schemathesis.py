@@ -14,11 +14,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from llmserve.api.app import OPERATIONS, ROUTES
 from llmserve.api.openapi import Document
+from llmserve.engine.runtime import EmbeddingLimits
 from tests.serving import FakeService, fake_service
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ROUTES, OPERATIONS).encoded)
 # What a schema cannot say (a field that needs another, the size of a vocabulary) is refused too.
 EXCLUDED: list[Any] = [positive_data_acceptance]
+EMBEDDING = EmbeddingLimits(8, max_len=64, max_batch=64, max_inputs=4, num_cells=64)
 
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 
@@ -26,7 +28,7 @@ schema = schemathesis.openapi.from_dict(DOCUMENT)
 @pytest.fixture(scope="module")
 def service() -> Iterator[FakeService]:
     """Answers soon end, because the context is full."""
-    with fake_service(context_length=64) as running:
+    with fake_service(context_length=64, embedding=EMBEDDING) as running:
         yield running
         running.wait_idle()
 
