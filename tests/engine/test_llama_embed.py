@@ -10,12 +10,11 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
-from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling, Vectors
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import AbortedError, Chunk, EmbeddingParams, InputChunk
 from llmserve.errors import EngineError
-from tests.tiny_encoders import NumpyBert, write_nomic_bert, write_t5_encoder
+from tests.tiny_encoders import NumpyBert, write_bert, write_nomic_bert, write_t5_encoder
 from tests.tiny_models import write_lfm2, write_llama, write_qwen3
 
 TEXTS = ("hello world", "a", "Is this a test? It is!", "x y z " * 8, "hello world", "so be it")

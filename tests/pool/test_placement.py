@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.errors import ModelFileError
 from llmserve.pool.placement import MAX_SEQUENCES, MIN_CONTEXT_LENGTH, place
 from llmserve.registry.gguf import ModelFiles, read_model
 from tests.pool.fakes import make_spec
+from tests.tiny_encoders import write_bert
 from tests.tiny_models import write_llama
 
 PLENTY = 1 << 40
