@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmserve import __version__
+from llmserve.cli.main import cli
+from llmserve.core import Delta, EventStream, ReasoningDelta, Request
 from tests.serving import command_environment
 
 EMBEDDED = """
@@ -174,6 +176,22 @@ def test_run_answers(place: Path) -> None:
     assert len(first.stdout.strip()) > 3
     assert first.stdout.endswith("\n")
     assert first.stdout == second.stdout
+
+
+def test_run_shows_thoughts_beside_the_answer(
+    monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Thinker:
+        async def generate(self, request: Request) -> EventStream:
+            for event in (ReasoningDelta("H"), ReasoningDelta("m."), Delta("Bl"), Delta("ue")):
+                yield event
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr("llmserve.gateway.build_gateway", lambda config: Thinker())
+    monkeypatch.chdir(place)
+    cli(["run", "smollm2", "Name a colour."], standalone_mode=False)
+    assert capsys.readouterr() == ("Blue\n", "Hm.\n\n")
 
 
 def test_run_reads_standard_input(place: Path) -> None:

@@ -71,18 +71,30 @@ def json_response(body: Struct) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
+_NO_REASONS: Mapping[str, str] = {}
+
+
 class _Kind(Struct):
     type: str | None = None
 
 
-def decode_kind(body: Raw, kinds: Mapping[str | None, type[T]], *, at: str) -> T:
-    """A part of a body, whose `type` says which of `kinds` it is. Raises `UnknownKindError`."""
+def decode_kind(
+    body: Raw,
+    kinds: Mapping[str | None, type[T]],
+    *,
+    at: str,
+    reasons: Mapping[str, str] = _NO_REASONS,
+) -> T:
+    """A part of a body, whose `type` says which of `kinds` it is. Raises `UnknownKindError`.
+
+    `reasons` says of types that are not supported why, or what to do instead.
+    """
     kind = decode_body(body, _Kind, at=at).type
     if kind not in kinds:
         known = ", ".join(str(kind) for kind in kinds if kind)
+        why = reasons.get(kind or "", f"the types are: {known}")
         raise UnknownKindError(
-            f"{at} is of type {_shown(kind)}, which is not supported; the types are: {known}",
-            param=f"{at}.type",
+            f"{at} is of type {_shown(kind)}, which is not supported; {why}", param=f"{at}.type"
         )
     return decode_body(body, kinds[kind], at=at)
 

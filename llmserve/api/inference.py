@@ -24,6 +24,7 @@ from llmserve.api.schemas.native import (
     StreamReasoning,
 )
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
+from llmserve.engine.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 
@@ -55,6 +56,8 @@ def to_core(wire: InferenceRequest) -> core.Request:
         stop=stop_strings(parameters.stop),
         seed=parameters.seed,
         constraint=_constraint(wire.response_format),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
     )
 
 
@@ -86,8 +89,8 @@ def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
             return core.Constraint("json_schema", bytes(json_schema.schema).decode())
         case RegexFormat(regex):
             return core.Constraint("regex", regex)
-        case GrammarFormat(grammar):
-            return core.Constraint("lark", grammar)
+        case GrammarFormat(grammar, syntax):
+            return core.Constraint(syntax or syntax_of(grammar), grammar)
         case _:
             return None
 

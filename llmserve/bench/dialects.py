@@ -1,4 +1,4 @@
-"""What OpenAI's dialect costs: the same conversations through both, streamed."""
+"""What OpenAI's dialect costs, and log probabilities in it: the same conversations, streamed."""
 
 import asyncio
 import statistics
@@ -20,19 +20,27 @@ Way = Callable[[Messages, int], tuple[str, dict[str, Any]]]  # -> path, body
 
 def run(config: Path, *, num_rounds: int, max_tokens: int) -> list[Figure]:
     """Interleaved rounds, each way first in turn, over the default model of `config`."""
-    native: list[float] = []
-    openai: list[float] = []
+    ways = [_native, _openai, _logprobs]
+    rates: dict[Way, list[float]] = {way: [] for way in ways}
     with Server(config) as server:
         asyncio.run(_measure(server.url, _native, max_tokens, salt=0))  # warm
         for salt in range(1, num_rounds + 1):
-            ways = [(native, _native), (openai, _openai)]
-            for rates, way in ways if salt % 2 else ways[::-1]:
-                rates.append(asyncio.run(_measure(server.url, way, max_tokens, salt=salt)))
-    ratios = [b / a for a, b in zip(native, openai, strict=True)]
+            for number, way in enumerate(ways):
+                own = len(ways) * salt + number  # who has seen a prompt has less to do
+                rates[way].append(asyncio.run(_measure(server.url, way, max_tokens, salt=own)))
+            ways.append(ways.pop(0))
+
+    def ratio(way: Way, other: Way) -> float:
+        pairs = zip(rates[way], rates[other], strict=True)
+        return statistics.median(one / two for one, two in pairs)
+
+    median = {way: statistics.median(found) for way, found in rates.items()}
     return [
-        Figure("/inference, 16 streams", statistics.median(native), "tok/s"),
-        Figure("/v1/chat/completions, 16 streams", statistics.median(openai), "tok/s"),
-        Figure("/v1/chat/completions / /inference", statistics.median(ratios), "", ">= 0.98"),
+        Figure("/inference, 16 streams", median[_native], "tok/s"),
+        Figure("/v1/chat/completions, 16 streams", median[_openai], "tok/s"),
+        Figure("the same with logprobs 5", median[_logprobs], "tok/s"),
+        Figure("/v1/chat/completions / /inference", ratio(_openai, _native), "", ">= 0.98"),
+        Figure("logprobs 5 / none", ratio(_logprobs, _openai), "", ">= 0.93"),
     ]
 
 
@@ -47,6 +55,11 @@ def _openai(messages: Messages, max_tokens: int) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", {
         "messages": messages, "stream": True, "stream_options": options, **body
     }  # fmt: skip
+
+
+def _logprobs(messages: Messages, max_tokens: int) -> tuple[str, dict[str, Any]]:
+    path, body = _openai(messages, max_tokens)
+    return path, {**body, "logprobs": True, "top_logprobs": 5}
 
 
 async def _measure(url: str, way: Way, max_tokens: int, *, salt: int) -> float:

@@ -14,7 +14,7 @@ from llmserve import __version__
 from llmserve.cli import table
 from llmserve.cli.options import config_option, load
 from llmserve.cli.pull import pull
-from llmserve.core import Delta, Mode, Request, SamplingParams
+from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.registry.config import Config, ModelSpec
 from llmserve.registry.sizes import human
@@ -143,10 +143,16 @@ async def _print_answer(config: Config, request: Request) -> None:
     from llmserve.gateway import build_gateway
 
     gateway = build_gateway(config)
+    is_thinking = False
     try:
         async with contextlib.aclosing(gateway.generate(request)) as events:
             async for event in events:
-                if isinstance(event, Delta):
+                if isinstance(event, ReasoningDelta):  # to see, but no part of the answer
+                    click.secho(event.text, nl=False, err=True, dim=True)
+                    is_thinking = True
+                elif isinstance(event, Delta):
+                    click.echo("\n\n" if is_thinking else "", nl=False, err=True)
+                    is_thinking = False
                     click.echo(event.text, nl=False)
         click.echo()
     finally:

@@ -11,7 +11,7 @@ from llmserve.chat.formats.schemas import ANY_OBJECT, value_types
 from llmserve.chat.formats.table import markers_of
 from llmserve.chat.style import ChatStyle
 from llmserve.core import Constraint, Request, ToolUse
-from llmserve.engine.constraint import SCHEMA_OPTIONS, check
+from llmserve.engine.grammar import SCHEMA_OPTIONS, check
 from llmserve.engine.reading import Reading
 from llmserve.engine.runtime import Runtime
 from llmserve.errors import InvalidRequestError
@@ -42,11 +42,19 @@ class Answering:
             thinking=style.thinking,
             with_calls=use is not None,
             starts_in_thought=in_thought,
-            value_types=value_types(use.tools) if use else {},
-            controls={token: marker.encode() for marker, token in self._controls.items()},
+            value_types=value_types(use.tools) if use and self._writes_parameters else {},
+            controls={
+                self._controls[marker]: marker.encode()
+                for marker in markers_of(style.format, style.thinking, with_calls=use is not None)
+                if marker in self._controls
+            },
             opening=None if in_thought else self._opening(conversation),
         )
         return AnswerPlan(reading, self._constraint(use, request) if use else request.constraint)
+
+    @property
+    def _writes_parameters(self) -> bool:
+        return self._style.format.writing.arguments == "parameters"
 
     def _constraint(self, use: ToolUse, request: Request) -> Constraint:
         grammar = call_grammar(
@@ -61,7 +69,7 @@ class Answering:
     @functools.cached_property
     def _controls(self) -> dict[str, int]:
         """The markers of the format that are control tokens of this model."""
-        markers = markers_of(self._style.format, self._style.thinking)
+        markers = markers_of(self._style.format, self._style.thinking, with_calls=True)
         found = {marker: self._runtime.find_marker(marker) for marker in markers}
         return {
             text: marker.token for text, marker in found.items() if marker and marker.is_control

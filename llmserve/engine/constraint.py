@@ -4,63 +4,48 @@ A request goes through three hands, each in its own thread: `Compiler.prepare` (
 compiling thread) checks and compiles, `Compiler.take` (the worker) fetches the request's own
 matcher, `MaskFiller` (the worker and a helper) computes masks while the model computes logits.
 
-What is compiled comes from strangers. llguidance bounds its own work (fuel, items, states; see
-`_LIMITS`), but recurses in native code along references between rules, and overflowing that stack
-ends the process: `check` refuses what could go that deep before it is given away.
+Grammars come from strangers: `engine/grammar.py` refuses what native code could not bear, `_LIMITS`
+bound what it does.
 """
 
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import llguidance.numpy
-import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from llmserve.core import Constraint, Tool
+from llmserve.core import Constraint
+from llmserve.engine.grammar import check, field_of, grammar_of, refusal
 from llmserve.engine.sampling import Allowed
-from llmserve.errors import InvalidRequestError
 
-MAX_SOURCE_BYTES = 64 * 1024
-MAX_CALLS_BYTES = 4 * MAX_SOURCE_BYTES  # of the grammar of all tools together
-MAX_DEPTH = 64  # brackets in brackets, in a schema's text
-MAX_REFERENCE_DEPTH = 1000  # the same with every reference followed once
-MAX_PROPERTIES = 1000  # of one object; compiling takes the square of this, 0.1 s here
-MAX_COLONS = 500  # in a Lark grammar; every rule and every key of a schema inside has one
 MAX_CACHED = 64  # grammars
 MAX_CACHED_BYTES = 256 * 1024  # of source; a compiled grammar can take 1,000 times as much
 
 STACK_BYTES = 64 * 2**20  # of the compiling thread; 8 MiB overflow at 3,000 rules in a chain
 
+
+def _limits(max_items_in_row: int, step_max_items: int) -> LLParserLimits:
+    return LLParserLimits(
+        max_items_in_row=max_items_in_row,
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=100_000,
+        step_max_items=step_max_items,
+        max_lexer_states=50_000,
+        max_grammar_size=100_000,
+        verbose_errors=False,
+    )
+
+
 # About 10 ms of one core for a mask and 30 ms for a lexer. They do not bound a literal of 64 KiB:
 # llguidance tokenizes it again for each mask, in 50 to 70 ms.
-_LIMITS = LLParserLimits(
-    max_items_in_row=5_000,
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=100_000,
-    step_max_items=20_000,
-    max_lexer_states=50_000,
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
-
-# Enough for pretty-printed JSON. With unbounded space a small model can go on with it for ever.
-_WHITESPACE = r"[ ]|\n[ ]{0,24}"
-
-# For schemas inside of a grammar. They may bring options of their own (`x-guidance`), but not
-# `lenient`: it would let llguidance pass over the keywords that it cannot enforce.
-SCHEMA_OPTIONS = {"whitespace_pattern": _WHITESPACE, "lenient": False}
-
-_FIELDS = {
-    "json": "response_format",
-    "json_schema": "response_format.json_schema.schema",
-    "regex": "response_format.regex",
-    "lark": "response_format.grammar",
-    "calls": "tools",
-}
+_LIMITS = _limits(max_items_in_row=5_000, step_max_items=20_000)
+# Terminals of one character make ten times as many items: 7,000 a mask for JSON and 49k tokens.
+# The work for a row grows with its square, and holds the interpreter lock.
+_GBNF_LIMITS = _limits(max_items_in_row=1_000, step_max_items=50_000)
 
 
 class Compiler:
@@ -99,13 +84,14 @@ class Compiler:
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
-        matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=_LIMITS)
+        limits = _GBNF_LIMITS if constraint.kind == "gbnf" else _LIMITS
+        matcher = LLMatcher(self._tokenizer, grammar_of(constraint), log_level=0, limits=limits)
         if not matcher.is_error():
             # Some grammars match nothing, which only shows here; others start with a slow mask,
             # which all the copies then have.
             matcher.compute_bitmask()
         if matcher.is_error():
-            raise _refusal(self._field(constraint), _reason(matcher))
+            raise refusal(self._field(constraint), _reason(matcher))
         return matcher
 
     def _field(self, constraint: Constraint) -> str:
@@ -117,7 +103,7 @@ class Compiler:
                 grammar = LLMatcher.grammar_from_lark(f"start: {rule}\n{shared}\n")
                 if LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS).is_error():
                     return f"tools[{index}].function.parameters"
-        return _FIELDS[constraint.kind]
+        return field_of(constraint)
 
     def _keep(self, constraint: Constraint, matcher: LLMatcher) -> None:
         self._compiled[constraint] = matcher
@@ -236,152 +222,7 @@ def accept(matcher: LLMatcher | None, token: int) -> str | None:
     return _reason(matcher)
 
 
-# -- what may be compiled ---------------------------------------------------------------------
-
-
-def check(constraint: Constraint) -> None:
-    """Raises `InvalidRequestError` for what is too large or too deep for native code."""
-    field, source = _FIELDS[constraint.kind], constraint.source
-    if constraint.kind == "json_schema":
-        check_schema(source, field)
-        return
-    _check_size(source, field, MAX_CALLS_BYTES if constraint.kind == "calls" else MAX_SOURCE_BYTES)
-    if constraint.kind == "lark" and (num_colons := source.count(":")) > MAX_COLONS:
-        raise _refusal(field, f"it has {num_colons} colons, over {MAX_COLONS}")
-
-
-def check_tools(tools: Iterable[Tool]) -> None:
-    """The same for the schemas of their arguments, before anybody reads them.
-
-    A name must be able to stand in every format as it is.
-    """
-    for index, tool in enumerate(tools):
-        if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,64}", tool.name):
-            raise _refusal(
-                f"tools[{index}].function.name",
-                "it must have 1 to 64 of the characters a-z, A-Z, 0-9, _, - and .",
-            )
-        if tool.parameters is not None:
-            check_schema(tool.parameters, f"tools[{index}].function.parameters")
-
-
-def check_schema(source: str, field: str) -> None:
-    """The same for one schema, of that name."""
-    _check_size(source, field, MAX_SOURCE_BYTES)
-    if (depth := text_depth(source)) > MAX_DEPTH:
-        raise _refusal(field, f"it is nested {depth} deep, over {MAX_DEPTH}")
-    try:
-        schema = msgspec.json.decode(source)
-    except msgspec.DecodeError as error:
-        raise _refusal(field, f"it is not JSON: {error}") from error
-    if not isinstance(schema, dict):
-        raise _refusal(field, "it is not an object")
-    if (depth := reference_depth(schema)) > MAX_REFERENCE_DEPTH:
-        raise _refusal(
-            field, f"its references go {depth} deep together, over {MAX_REFERENCE_DEPTH}"
-        )
-    if (count := max(map(_num_properties, _objects(schema)))) > MAX_PROPERTIES:
-        raise _refusal(field, f"an object has {count} properties, over {MAX_PROPERTIES}")
-
-
-def _check_size(source: str, field: str, max_bytes: int) -> None:
-    try:
-        num_bytes = len(source.encode())
-    except UnicodeEncodeError as error:
-        raise _refusal(field, "it has half of a surrogate pair") from error
-    if num_bytes > max_bytes:
-        raise _refusal(field, f"it has {num_bytes} bytes, over {max_bytes}")
-
-
-def text_depth(json: str) -> int:
-    """How deep the brackets of JSON nest; of any text, without recursion."""
-    depth = deepest = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', json, re.DOTALL):
-        if bracket in ("[", "{"):
-            depth += 1
-            deepest = max(deepest, depth)
-        elif bracket in ("]", "}"):
-            depth -= 1
-    return deepest
-
-
-def reference_depth(schema: dict[str, Any]) -> int:
-    """No path through `schema` that follows each `$ref` once is longer than this."""
-    depths: dict[int, int] = {}
-    whole = _measure(schema, depths)
-    references = {ref for node in _objects(schema) if isinstance(ref := node.get("$ref"), str)}
-    # What a pointer cannot find (an anchor, an escaped name) counts like everything together.
-    return whole + sum(depths.get(id(_target(schema, ref)), whole) for ref in references)
-
-
-def _measure(node: Any, depths: dict[int, int]) -> int:
-    """The depth of `node`, and of everything in it by id. As deep as `MAX_DEPTH` at most."""
-    match node:
-        case dict():
-            inner: Iterable[Any] = node.values()
-        case list():
-            inner = node
-        case _:
-            return 0
-    depth = depths[id(node)] = 1 + max((_measure(child, depths) for child in inner), default=0)
-    return depth
-
-
-def _objects(schema: Any) -> Iterable[dict[str, Any]]:
-    """All JSON objects in `schema`, itself included."""
-    todo = [schema]
-    while todo:
-        match todo.pop():
-            case dict() as node:
-                yield node
-                todo.extend(node.values())
-            case list() as items:
-                todo.extend(items)
-
-
-def _num_properties(node: dict[str, Any]) -> int:
-    return max(
-        (len(v) for k in ("properties", "patternProperties") if isinstance(v := node.get(k), dict)),
-        default=0,
-    )
-
-
-def _target(schema: dict[str, Any], reference: str) -> Any:
-    """What a JSON pointer like `#/$defs/name` points at, or None."""
-    node: Any = schema
-    for step in reference.removeprefix("#").split("/")[1:]:
-        node = node.get(step) if isinstance(node, dict) else None
-    return node
-
-
-# -- llguidance's words -----------------------------------------------------------------------
-
-
-def _grammar(constraint: Constraint) -> str:
-    match constraint.kind:
-        case "json":
-            return _from_schema('{"type": "object"}')
-        case "json_schema":
-            return _from_schema(constraint.source)
-        case "regex":
-            return LLMatcher.grammar_from_regex(constraint.source)
-        case "lark" | "calls":
-            return LLMatcher.grammar_from_lark(constraint.source)
-
-
-def _from_schema(schema: str) -> str:
-    return LLMatcher.grammar_from_json_schema(
-        schema,
-        defaults={"whitespace_pattern": _WHITESPACE},
-        overrides={"lenient": False},
-    )
-
-
 def _reason(matcher: LLMatcher) -> str:
     """The first line of the error, without what follows for llguidance's developers."""
     lines: Sequence[str] = matcher.get_error().splitlines()
     return lines[0][:300] if lines else "llguidance gives no reason"
-
-
-def _refusal(field: str, reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field} cannot be used: {reason}", param=field)

@@ -40,6 +40,9 @@ def test_each_type(service: FakeService) -> None:
     assert reason == "stop"
     grammar = {"type": "grammar", "grammar": 'start: "yes" | "no"'}
     assert answer(service, response_format=grammar)[0] in ("yes", "no")
+    grammar = {"type": "grammar", "grammar": 'root ::= "yes" | "no"'}
+    for syntax in (None, "gbnf"):
+        assert answer(service, response_format={**grammar, "syntax": syntax})[0] in ("yes", "no")
     assert answer(service, response_format={"type": "json_object"})[0].startswith("{")
 
 
@@ -81,6 +84,12 @@ CLOSED = {"additionalProperties": False}
         ({"type": "regex", "regex": "("}, "response_format.regex"),
         ({"type": "regex", "regex": "a" * 2**20}, "response_format.regex"),
         ({"type": "grammar", "grammar": "start: start"}, "response_format.grammar"),
+        ({"type": "grammar", "grammar": "root ::= ("}, "response_format.grammar"),
+        (
+            {"type": "grammar", "grammar": 'root ::= "a"', "syntax": "lark"},
+            "response_format.grammar",
+        ),
+        ({"type": "grammar", "grammar": "x", "syntax": "ebnf"}, "response_format.syntax"),
         ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.schema"),
         (
             {"type": "json_schema", "json_schema": {"schema": 1}},

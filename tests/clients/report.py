@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-Check = Callable[["Task"], Any]
+Check = Callable[[Any], Any]  # of a task, a `Task` unless the client has one of its own
 C = TypeVar("C", bound=Check)
 
 
@@ -47,15 +47,19 @@ def check(function: C) -> C:
 
 
 def main() -> None:
+    write_report(Task(**json.loads(sys.argv[1])))
+
+
+def write_report(task: Any) -> None:
+    """Of all checks, given `task`."""
     sys.addaudithook(_watch)
-    task = Task(**json.loads(sys.argv[1]))
     with asyncio.Runner() as runner:  # one loop for all: clients keep connections
         seen = {name: _run(function, task, runner) for name, function in _checks.items()}
     report = {"checks": seen, "outside": sorted(set(_outside))}
     Path("report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def _run(function: Check, task: Task, runner: asyncio.Runner) -> Any:
+def _run(function: Check, task: Any, runner: asyncio.Runner) -> Any:
     try:
         seen = function(task)
         return runner.run(seen) if asyncio.iscoroutine(seen) else seen

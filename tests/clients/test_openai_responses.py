@@ -124,6 +124,13 @@ def test_parse(client: OpenAI) -> None:
     )
     assert answer.status == "completed"
     assert isinstance(answer.output_parsed, Person)
+    again: Any = [
+        {"role": "user", "content": "Bob laughs all day."},
+        *answer.output,
+        *[item.model_dump(exclude={"content": {"__all__": {"parsed"}}}) for item in answer.output],
+        {"role": "user", "content": "Really?"},
+    ]
+    assert client.responses.create(model=MODEL, input=again, max_output_tokens=4).output_text
 
 
 def test_the_stream_helper_parses(client: OpenAI) -> None:
@@ -169,7 +176,7 @@ def test_a_tool_is_called_and_its_result_read(client: OpenAI) -> None:
     assert call.type == "function_call"
     assert call.name == "get_weather"
     GetWeather.model_validate_json(call.arguments)
-    history: Any = [*QUESTION, *first.output]
+    history: Any = [*QUESTION, *first.output]  # as people do
     history.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
     asked = [
         client.responses.create(

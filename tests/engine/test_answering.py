@@ -18,13 +18,16 @@ from llmserve.core import (
     FinishReason,
     Message,
     Mode,
+    Queued,
     Request,
     SamplingParams,
     Started,
     Tool,
     ToolUse,
 )
+from llmserve.engine.answering import Answering
 from llmserve.engine.engine import Engine
+from llmserve.engine.prompt import load_style
 from llmserve.errors import InvalidRequestError
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 from tests.chat import templates
@@ -76,7 +79,7 @@ TEMPLATES = {
 
 def ask(runtime: FakeRuntime, request: Request) -> list[Event]:
     async def one() -> list[Event]:
-        engine = Engine("fake", runtime, max_queue=4)
+        engine = Engine("fake", runtime)
         try:
             return [event async for event in engine.generate(request)]
         finally:
@@ -107,7 +110,9 @@ def say(answer: str, template: str, use: ToolUse | None = AUTO, **fields: Any) -
 
 
 def read(events: Sequence[Event]) -> Understood:
-    return understand([Segment(0, e) for e in events if not isinstance(e, Started | Finished)])
+    return understand(
+        [Segment(0, e) for e in events if not isinstance(e, Started | Queued | Finished)]
+    )
 
 
 def end(events: Sequence[Event]) -> Finished:
@@ -349,6 +354,15 @@ def test_without_tools_a_model_that_does_not_think_is_read_as_text() -> None:
     assert end(events).usage.reasoning_tokens == 0
 
 
+def test_markers_of_calls_stay_invisible_without_tools() -> None:
+    """As all control tokens are, though those of the thought mean something."""
+    source = templates.SMALL32 + "[THINK][/THINK]"
+    runtime = scripted(
+        "[THINK]Hm[/THINK]a[TOOL_CALLS]b", source, ["[THINK]", "[/THINK]", "[TOOL_CALLS]"]
+    )
+    assert read(ask(runtime, chat(None))) == Understood("ab", "Hm", [])
+
+
 def test_completions_are_text() -> None:
     request = Request(prompt="x", mode=Mode.COMPLETION, sampling=GREEDY, max_tokens=100)
     events = ask(scripted("<think>x</think>", templates.QWEN3), request)
@@ -419,3 +433,18 @@ def test_effort(effort: str) -> None:
     else:
         with pytest.raises(InvalidRequestError, match="does not think"):
             say("x", templates.HERMES2, None, reasoning_effort=effort)
+
+
+def test_only_what_can_be_more_than_text_is_read_as_such() -> None:
+    """Anything else costs nothing: it has no reader at all."""
+
+    def is_read(source: str, use: ToolUse | None) -> bool:
+        runtime = scripted("", source)
+        style = load_style(runtime.info)
+        assert style is not None
+        return Answering(style, runtime).plan(chat(use), "prompt").reading is not None
+
+    none = ToolUse((NOW,), choice="none")
+    assert [is_read(templates.HERMES2, use) for use in (None, none, AUTO)] == [False, False, True]
+    assert [is_read(templates.QWEN3, use) for use in (None, none, AUTO)] == [True, True, True]
+    assert not is_read(templates.CHATML, ToolUse(()))

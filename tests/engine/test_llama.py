@@ -18,10 +18,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 
-from llmserve.core import Delta, Finished, FinishReason, Message, Mode, Request, SamplingParams
+from llmserve.chat.formats.grammar import call_grammar
+from llmserve.chat.formats.table import MISTRAL
+from llmserve.core import (
+    Delta,
+    Finished,
+    FinishReason,
+    Message,
+    Mode,
+    Request,
+    SamplingParams,
+    Tool,
+    ToolUse,
+)
 from llmserve.engine import llama, llama_call, prompt
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import (
@@ -73,7 +87,7 @@ def runtime(loaded: LlamaRuntime) -> LlamaRuntime:
 
 
 def num_tokens_in(runtime: LlamaRuntime, slot: int) -> int:
-    return int(lib.llama_memory_seq_pos_max(runtime._memory, slot)) + 1
+    return int(lib.llama_memory_seq_pos_max(runtime._cells._memory, slot)) + 1
 
 
 def tokens_of(runtime: LlamaRuntime, text: str) -> list[int]:
@@ -288,6 +302,27 @@ def test_markers_are_tokens_of_their_own(runtime: LlamaRuntime) -> None:
     assert tokens_of(runtime, "<|im_end|>") == [found.token]
     assert runtime.find_marker("<tool_call>") is None  # several tokens
     assert runtime.find_marker("[") == Marker(tokens_of(runtime, "[")[0], is_control=False)
+
+
+def test_a_grammar_names_control_tokens(loaded: LlamaRuntime) -> None:
+    """They have no text for llguidance, and can be taken all the same."""
+    begin, middle = (loaded.find_marker(text) for text in ("<repo_name>", "<file_sep>"))
+    assert begin is not None
+    assert middle is not None
+    controls = {"[TOOL_CALLS]": begin.token, "[ARGS]": middle.token}
+    grammar = call_grammar(ToolUse((Tool("now"),)), MISTRAL, controls, options=SCHEMA_OPTIONS)
+    matcher = LLMatcher(loaded.grammar_tokenizer(), LLMatcher.grammar_from_lark(grammar))
+    tokens = [
+        *tokens_of(loaded, "Hi."),
+        begin.token,
+        *tokens_of(loaded, "now"),
+        middle.token,
+        *tokens_of(loaded, "{}"),
+    ]
+    assert not matcher.deep_copy().consume_token(middle.token)
+    for token in tokens:
+        assert matcher.consume_token(token)
+    assert matcher.is_accepting()
 
 
 def test_half_a_surrogate_pair_is_refused(runtime: LlamaRuntime) -> None:
@@ -528,7 +563,7 @@ def test_the_same_seed_gives_the_same_text_and_a_cancel_in_a_prefill_frees_all()
 
     async def main() -> None:
         runtime = LlamaRuntime(MODEL, PARAMS)
-        engine = Engine("smollm2", runtime, max_queue=4)
+        engine = Engine("smollm2", runtime)
         try:
             first, end = await generate(engine, sampled)
             assert first

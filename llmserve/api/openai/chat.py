@@ -17,6 +17,7 @@ from llmserve.api.openai.formats import format_constraint
 from llmserve.api.openai.logprobs import content_logprobs
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
+from llmserve.api.openai.structured import structured_constraint
 from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_chat import (
@@ -77,7 +78,9 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         max_tokens=_max_tokens(wire),
         stop=stop_strings(wire.stop),
         num_logprobs=_num_logprobs(wire),
-        constraint=_constraint(wire.response_format),
+        constraint=structured_constraint(wire, _constraint(wire.response_format)),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
         tool_use=tool_use(wire),
         reasoning_effort=wire.reasoning_effort,
         template_variables=wire.chat_template_kwargs or {},

@@ -21,6 +21,7 @@ from llmserve.api.openai.params import (
     texts_or_tokens,
     wants_usage,
 )
+from llmserve.api.openai.structured import structured_constraint
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.openai_completions import (
     CompletionChoice,
@@ -78,6 +79,9 @@ def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[co
         stop=stop_strings(wire.stop),
         num_logprobs=0 if wire.logprobs is None and is_choosy else wire.logprobs,
         prompt_logprobs=bool(wire.echo) and wire.logprobs is not None,
+        constraint=structured_constraint(wire),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
     )
     return [
         msgspec.structs.replace(base, seed=seed, **_as_field(prompt))

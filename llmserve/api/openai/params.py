@@ -63,7 +63,7 @@ def refuse(
         value = getattr(wire, name)
         # As JSON has them: 0 is not false.
         if value is not None and (type(value), value) not in [(type(h), h) for h in harmless]:
-            field = prefix + name
+            field = prefix + name.removesuffix("_")  # as in async_
             why = f": {reason}" if reason else ""
             raise UnsupportedFieldError(f"{field} is not supported{why}", param=field)
 

@@ -13,6 +13,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=16)]
+Grammar = Annotated[str, Meta(min_length=1, max_length=65536)]
 JsonObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]  # as it was sent
 JsonObjectOrNull = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null"]})]
 LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]

@@ -1,10 +1,11 @@
 """The wire format of POST /inference. Ranges are in the types; nothing unknown is accepted."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llmserve.api.schemas.fields import (
+    Grammar,
     JsonObject,
     LogitBias,
     MaxTokens,
@@ -14,7 +15,7 @@ from llmserve.api.schemas.fields import (
     StopStrings,
     Temperature,
 )
-from llmserve.core import FinishReason, Mode, Timings
+from llmserve.core import FinishReason, Mode, Priority, Timings
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -56,11 +57,12 @@ class JsonSchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag
 
 
 class RegexFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="regex"):
-    regex: Annotated[str, Meta(min_length=1, max_length=65536)]
+    regex: Grammar
 
 
 class GrammarFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="grammar"):
-    grammar: Annotated[str, Meta(min_length=1, max_length=65536)]  # Lark
+    grammar: Grammar
+    syntax: Literal["lark", "gbnf"] | None = None  # none: what it looks like
 
 
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
@@ -76,6 +78,8 @@ class InferenceRequest(Struct, forbid_unknown_fields=True):
     details: bool | None = None
     parameters: Parameters | None = None
     response_format: ResponseFormat | None = None
+    priority: Priority | None = None
+    deterministic: bool | None = None
 
 
 class Details(Struct):

@@ -7,9 +7,10 @@ fields whose type is `Inert` cannot change the answer.
 
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llmserve.api.schemas.fields import (
+    Grammar,
     LogitBias,
     MinP,
     Penalty,
@@ -17,6 +18,7 @@ from llmserve.api.schemas.fields import (
     StopStrings,
     Temperature,
 )
+from llmserve.core import Priority
 
 
 def refused_but(*harmless: object) -> Meta:
@@ -26,12 +28,25 @@ def refused_but(*harmless: object) -> Meta:
 
 Refused: TypeAlias = Annotated[Any, refused_but()]
 Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
+SchemaOrText: TypeAlias = Annotated[
+    Raw, Meta(extra_json_schema={"type": ["object", "string"]})
+]  # as it was sent
 C = TypeVar("C")
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: Inert = None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """One of them."""
+
+    json: SchemaOrText = field(default_factory=Raw)
+    json_object: bool | None = None
+    regex: Grammar | None = None
+    choice: Annotated[list[Grammar], Meta(min_length=1, max_length=1024)] | None = None
+    grammar: Grammar | None = None
 
 
 class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -51,6 +66,8 @@ class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: MinP | None = None
     ignore_eos: bool | None = None
+    priority: Priority | None = None  # ours, as is `deterministic`
+    deterministic: bool | None = None
 
     cache_prompt: Inert = None
 
@@ -60,6 +77,8 @@ class GenerationRequest(SamplingRequest, forbid_unknown_fields=True, kw_only=Tru
 
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     stream_options: StreamOptions | None = None
+    grammar: Annotated[str, Meta(max_length=65536)] | None = None  # llama-server's
+    structured_outputs: StructuredOutputs | None = None  # vLLM's
 
     user: Inert = None
 

@@ -6,7 +6,7 @@ supported is refused by its name, and not by the first of its fields that nobody
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
 from llmserve.api.schemas.openai import Inert, Refused, SamplingRequest, refused_but
@@ -55,6 +55,7 @@ class FunctionCallItem(Struct, forbid_unknown_fields=True):
     name: ToolName
     arguments: str
     type: Literal["function_call"]
+    async_: Annotated[Any, refused_but(False)] = field(default=None, name="async")
     namespace: Refused = None
     caller: Annotated[Any, refused_but({"type": "direct"})] = None
     id: Inert = None
@@ -103,6 +104,7 @@ class FunctionTool(Struct, forbid_unknown_fields=True):
     description: Annotated[str, Meta(max_length=65536)] | None = None
     parameters: JsonObjectOrNull | UnsetType = UNSET  # a JSON schema, or null
     strict: bool | None = None  # calls follow the schema either way
+    async_: Annotated[Any, refused_but(False)] = field(default=None, name="async")
     defer_loading: Inert = None
     output_schema: Inert = None
     allowed_callers: Annotated[Any, refused_but(["direct"])] = None

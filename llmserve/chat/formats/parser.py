@@ -1,8 +1,9 @@
 """The text of an answer -> what of it is for the user, thoughts, and calls. No I/O: push, flush.
 
 Invariants: what comes out depends on the text alone, not on how it was cut into pushes (but for
-where the parts are cut); nothing gets lost: what turns out to be no call is shown as it is, and
-only markers and the whitespace around them disappear.
+where the parts are cut); nothing gets lost: what turns out to be no call is shown as it is. Only
+markers disappear, with the whitespace around them, and the beginning of one call more that the end
+of the answer cuts off.
 """
 
 import re

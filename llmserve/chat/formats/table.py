@@ -270,8 +270,8 @@ def _without_calls(written: Format) -> dict[str, State]:
     return {**written.states, START: replace(start, routes=routes)}
 
 
-def markers_of(written: Format, thinking: Thinking | None) -> list[str]:
+def markers_of(written: Format, thinking: Thinking | None, *, with_calls: bool) -> list[str]:
     """Everything that can be a token of its own, which is invisible if it is a control token."""
-    states = states_of(written, thinking, with_calls=True).values()
+    states = states_of(written, thinking, with_calls=with_calls).values()
     exits = [marker for state in states for marker in state.exits]
     return list(dict.fromkeys((*exits, *written.extra_markers)))

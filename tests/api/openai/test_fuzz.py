@@ -29,6 +29,12 @@ shared: dict[str, st.SearchStrategy[Any]] = {
     "min_p": st.floats(-0.1, 1.1),
     "ignore_eos": st.booleans(),
     "user": text,
+    "grammar": st.sampled_from(['root ::= "a" | root "b"', "start: /a+/", "root ::= ("]) | text,
+    "structured_outputs": st.dictionaries(
+        st.sampled_from(["regex", "grammar", "choice", "json", "json_object"]),
+        text | json_values,
+        max_size=2,
+    ),
 }
 parts = st.lists(
     st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]), "text": text}),

@@ -17,7 +17,7 @@ from llmserve.chat.formats.schemas import argument_schema, types_of, value_types
 from llmserve.chat.formats.table import FORMATS, Format, markers_of, states_of
 from llmserve.chat.formats.writing import write_calls
 from llmserve.core import Tool, ToolCall, ToolUse
-from llmserve.engine.constraint import SCHEMA_OPTIONS
+from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.errors import InvalidRequestError
 from llmserve.testing import EOS, FakeRuntime
 from tests.api.test_fuzz import json_values
@@ -63,12 +63,16 @@ calls: st.SearchStrategy[list[tuple[str, Any]]] = st.lists(
 
 
 def runtime_of(written: Format, *, with_controls: bool) -> FakeRuntime:
-    markers = [m for m in markers_of(written, None) if len(m) > 3] if with_controls else []
+    markers = (
+        [m for m in markers_of(written, None, with_calls=True) if len(m) > 3]
+        if with_controls
+        else []
+    )
     return FakeRuntime(controls=markers)
 
 
 def controls_of(runtime: FakeRuntime, written: Format) -> dict[str, int]:
-    found = {m: runtime.find_marker(m) for m in markers_of(written, None)}
+    found = {m: runtime.find_marker(m) for m in markers_of(written, None, with_calls=True)}
     return {text: marker.token for text, marker in found.items() if marker}
 
 

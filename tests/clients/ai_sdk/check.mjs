@@ -77,14 +77,23 @@ async function tool_call(task) {
 
 async function tool_stream(task) {
   const tools = { book_trip: ai.tool({ description: "Book a trip.", inputSchema: Trip }) };
-  const more = { tools, toolChoice: "required", maxOutputTokens: 64 };
+  const choice = { type: "tool", toolName: "book_trip" };
+  const more = { tools, toolChoice: choice, maxOutputTokens: 64 };
   const [call] = await ai.streamText(settings(task, task.request, more)).toolCalls;
   return { name: call.toolName, arguments: call.input };
+}
+
+async function tool_auto(task) {
+  const tools = { book_trip: ai.tool({ description: "Book a trip.", inputSchema: Trip }) };
+  const answer = ai.streamText(settings(task, task.request, { tools, maxOutputTokens: 64 }));
+  const text = await answer.text;
+  return { calls: (await answer.toolCalls).map((call) => call.input), text };
 }
 
 // The SDK carries the call out and sends its result back, for the model to go on.
 async function tool_loop(task) {
   const calls = [];
+  const choice = { type: "tool", toolName: "book_trip" };
   const book_trip = ai.tool({
     description: "Book a trip.",
     inputSchema: Trip,
@@ -98,7 +107,7 @@ async function tool_loop(task) {
       tools: { book_trip },
       stopWhen: ai.stepCountIs(2),
       maxOutputTokens: 64,
-      prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
+      prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber ? "none" : choice }),
     }),
   );
   return { calls, text: answer.text };
@@ -125,6 +134,7 @@ await main({
   structured_stream,
   tool_call,
   tool_stream,
+  tool_auto,
   tool_loop,
   embeddings,
   error,

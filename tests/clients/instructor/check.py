@@ -41,7 +41,7 @@ def tool_stream(task: Task) -> object:
     *_, last = ask(
         task, instructor.Mode.TOOLS, response_model=instructor.Partial[Trip], stream=True
     )
-    return last.model_dump()
+    return {"name": "book_trip", "arguments": last.model_dump()}
 
 
 @check

@@ -73,6 +73,7 @@ def structured(task: Task) -> object:
 @check
 def tool_call(task: Task) -> object:
     settings = arguments(task, task.request, tools=[TOOL], tool_choice="required", max_tokens=64)
+    settings["parallel_tool_calls"] = False
     (call,) = litellm.completion(**settings).choices[0].message.tool_calls
     return {"name": call.function.name, "arguments": json.loads(call.function.arguments)}
 

@@ -28,6 +28,13 @@ MODELS = """
 """
 
 
+FUNCTION = """
+def book_trip(city: str, days: int) -> str:
+    "Book a trip to a city."
+    return "The trip is booked."
+"""
+
+
 def llm(task: Task, *flags: str, ends_with: int = 0) -> str:
     """What the command prints."""
     Path("home").mkdir(exist_ok=True)
@@ -84,6 +91,13 @@ def structured(task: Task) -> object:
     schema = json.dumps(Trip.model_json_schema())
     text = llm(task, "prompt", *options(task, 64), "--schema", schema, task.request)
     return Trip.model_validate_json(text).model_dump()
+
+
+@check
+def tool_auto(task: Task) -> object:
+    """The command cannot force a call, but goes on after one."""
+    asked = ["prompt", *options(task, 64), "--functions", FUNCTION, task.request]
+    return {"calls": [], "text": llm(task, *asked)}
 
 
 @check

@@ -21,11 +21,11 @@ CHAT, RESPONSES = OpenAIChatCompletionsModel, OpenAIResponsesModel
 
 def agent(task: Task, kind: Any, *, max_tokens: int = 64, **settings: Any) -> Agent:
     client = openai.AsyncOpenAI(base_url=task.base_url, api_key="none", max_retries=0)
-    choice = settings.pop("tool_choice", None)
+    more = ModelSettings(temperature=0, max_tokens=max_tokens)
     return Agent(
         name="traveller",
         model=kind(settings.pop("name", task.model), client),
-        model_settings=ModelSettings(temperature=0, max_tokens=max_tokens, tool_choice=choice),
+        model_settings=more.resolve(settings.pop("model_settings", None)),
         **settings,
     )
 
@@ -66,7 +66,8 @@ async def run_tool_loop(task: Task, kind: Any, *, stream: bool = False) -> objec
         calls.append(trip.model_dump())
         return task.result
 
-    booking = agent(task, kind, tools=[book_trip], tool_choice="required")
+    once = ModelSettings(tool_choice="required", parallel_tool_calls=False)
+    booking = agent(task, kind, tools=[book_trip], model_settings=once, max_tokens=200)
     if stream:
         result = Runner.run_streamed(booking, task.request)
         _ = [event async for event in result.stream_events()]

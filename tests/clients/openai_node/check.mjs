@@ -76,7 +76,12 @@ async function tool_call(task) {
 }
 
 async function tool_stream(task) {
-  const more = { tools: [TOOL], tool_choice: "required", max_completion_tokens: 64 };
+  const more = {
+    tools: [TOOL],
+    tool_choice: "required",
+    parallel_tool_calls: false,
+    max_completion_tokens: 64,
+  };
   const running = client(task).chat.completions.stream(settings(task, task.request, more));
   const [call] = (await running.finalMessage()).tool_calls;
   return { name: call.function.name, arguments: JSON.parse(call.function.arguments) };

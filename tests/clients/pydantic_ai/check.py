@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic_ai import Agent, Embedder, ModelHTTPError, NativeOutput
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -70,10 +71,18 @@ async def tool_call(task: Task) -> object:
     return {"name": "book_trip", "arguments": result.output.model_dump()}
 
 
+class CallFirst(AbstractCapability):
+    """The first step has to call a tool; the second may not."""
+
+    def get_model_settings(self) -> Any:
+        return lambda context: {"tool_choice": "required" if context.run_step == 1 else "none"}
+
+
 @check
 async def tool_loop(task: Task) -> object:
     calls = []
-    booking = agent(task)
+    booking = agent(task, max_tokens=200, capabilities=[CallFirst()])
+    booking.model_settings["parallel_tool_calls"] = False
 
     @booking.tool_plain
     def book_trip(trip: Trip) -> str:

@@ -31,14 +31,16 @@ _KINDS: dict[str | None, type[InputItem]] = {
     "function_call_output": FunctionCallOutputItem,
     "reasoning": ReasoningItem,
 }
+_REASONS = {"item_reference": "nothing is stored: send the item itself"}
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _REFUSED_OF_PARTS: dict[str, tuple[object, ...]] = dict.fromkeys(
     ("image_url", "file_id", "file_data", "file_url", "filename", "input_audio"), ()
 )
-_REFUSED_OF_CALLS: dict[str, tuple[object, ...]] = {
+_REFUSED_OF_OUTPUTS: dict[str, tuple[object, ...]] = {
     "namespace": (),
     "caller": ({"type": "direct"},),
 }
+_REFUSED_OF_CALLS = {**_REFUSED_OF_OUTPUTS, "async_": (False,)}
 
 
 def to_messages(given: str | Sequence[Raw], instructions: str | None) -> tuple[core.Message, ...]:
@@ -51,7 +53,7 @@ def to_messages(given: str | Sequence[Raw], instructions: str | None) -> tuple[c
     else:
         for i, raw in enumerate(given):
             path = f"input[{i}]"
-            history.read(decode_kind(raw, _KINDS, at=path), path)
+            history.read(decode_kind(raw, _KINDS, at=path, reasons=_REASONS), path)
     return history.finish()
 
 
@@ -101,7 +103,7 @@ class _History:
         self._turn = msgspec.structs.replace(turn, tool_calls=(*turn.tool_calls, call))
 
     def _read_output(self, item: FunctionCallOutputItem, path: str) -> None:
-        refuse(item, _REFUSED_OF_CALLS, prefix=f"{path}.")
+        refuse(item, _REFUSED_OF_OUTPUTS, prefix=f"{path}.")
         name = self._names.get(item.call_id)
         if name is None:
             raise InvalidRequestError(

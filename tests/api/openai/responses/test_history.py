@@ -73,7 +73,7 @@ def test_a_message(item: Any, message: Message) -> None:
 
 
 def test_a_turn_of_the_assistant_is_one_message() -> None:
-    other = {**CALL, "call_id": "c2", "id": "fc_2", "status": "completed", "namespace": None}
+    other = {**CALL, "call_id": "c2", "id": "fc_2", "status": "completed", "async": False}
     assert messages(THOUGHT, said("I look."), CALL, other, OUTPUT, said("I saw.")) == (
         Message(
             "assistant",
@@ -129,6 +129,7 @@ IMAGE = {"type": "input_image", "image_url": "data:"}
         ({"role": "user", "content": [{"text": "x"}]}, "input[0].content[0].type"),
         ({**CALL, "arguments": {}}, "input[0].arguments"),
         ({**CALL, "namespace": "n"}, "input[0].namespace"),
+        ({**CALL, "async": True}, "input[0].async"),
         ({**CALL, "arguments": "[1]"}, "input[0].arguments"),
         (OUTPUT, "input[0].call_id"),
         ({**OUTPUT, "output": [IMAGE]}, "input[0].call_id"),
@@ -143,6 +144,13 @@ def test_a_refusal_names_the_item(item: Any, param: str) -> None:
         messages(item)
     assert refused.value.param == param
     assert param.removesuffix(".type") in refused.value.message
+
+
+def test_a_reference_is_told_what_to_be_instead() -> None:
+    with pytest.raises(InvalidRequestError, match="send the item itself"):
+        messages({"type": "item_reference", "id": "msg_1"})
+    with pytest.raises(InvalidRequestError, match="the types are: message, function_call,"):
+        messages({"type": "other"})
 
 
 def test_an_output_may_not_come_before_its_call() -> None:

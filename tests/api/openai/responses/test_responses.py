@@ -1,15 +1,18 @@
 """POST /v1/responses over a fake model: every field, every refusal, whole and streamed."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx2
 import msgspec
 import openai
 import pytest
-from openai.types.responses import Response
+from openai.types import responses as types
+from openai.types.responses import Response, response_input_item_param
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
+from openai.types.shared_params import Reasoning as ReasoningParam
 
 from llmserve.api.openai.responses.request import to_core
+from llmserve.api.schemas import responses as wire
 from llmserve.api.schemas.responses import ResponsesRequest
 from llmserve.core import (
     Constraint,
@@ -240,10 +243,36 @@ def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:
 # -- fields --------------------------------------------------------------------------------------
 
 
-def test_every_field_of_the_package_is_known() -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (ResponsesRequest, [ResponseCreateParamsBase]),
+        (wire.Reasoning, [ReasoningParam]),
+        (wire.TextConfig, [types.ResponseTextConfigParam]),
+        (wire.TextFormat, [types.ResponseFormatTextJSONSchemaConfigParam]),
+        (wire.FunctionTool, [types.FunctionToolParam]),
+        (wire.NamedChoice, [types.ToolChoiceFunctionParam]),
+        (wire.AllowedChoice, [types.ToolChoiceAllowedParam]),
+        (wire.MessageItem, [types.EasyInputMessageParam, types.ResponseOutputMessageParam]),
+        (wire.FunctionCallItem, [types.ResponseFunctionToolCallParam]),
+        (wire.FunctionCallOutputItem, [response_input_item_param.FunctionCallOutput]),
+        (wire.ReasoningItem, [types.ResponseReasoningItemParam]),
+        (
+            wire.ContentPart,
+            [
+                types.ResponseInputTextParam,
+                types.ResponseInputImageParam,
+                types.ResponseInputFileParam,
+                types.ResponseOutputTextParam,
+                types.ResponseOutputRefusalParam,
+            ],
+        ),
+    ],
+)
+def test_every_field_of_the_package_is_known(ours: Any, theirs: list[Any]) -> None:
     """Each is honoured, inert, or refused by its name: none is merely unknown."""
-    known = set(ResponsesRequest.__struct_fields__)
-    assert set(ResponseCreateParamsBase.__annotations__) <= known
+    known = {*ours.__struct_encode_fields__, ours.__struct_config__.tag_field}
+    assert {name for each in theirs for name in get_type_hints(each)} <= known
 
 
 @pytest.mark.parametrize(
@@ -407,6 +436,7 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
             "invalid_value",
         ),
         ({"tools": [TOOL, TOOL]}, "tools[1].name", "invalid_value"),
+        ({"tools": [{**TOOL, "async": True}]}, "tools[0].async", "unsupported_parameter"),
         (
             {"ignore_eos": False, "tools": [{**TOOL, "parameters": {"$ref": "#/x"}}]},
             "tools[0].parameters",
