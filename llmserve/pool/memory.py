@@ -135,6 +135,7 @@ def _embedding_options(
         max_sequences=params.max_inputs,
         max_outputs=params.max_tokens,
         embeds=True,
+        full_window=False,
     )
 
 
