@@ -24,6 +24,7 @@ from llmserve.core import (
     Finished,
     Part,
     PromptLogprobs,
+    Queued,
     ReasoningDelta,
     SampledLogprob,
     Started,
@@ -136,7 +137,7 @@ class FoldedAnswer(Answer):
             if isinstance(event, Started):
                 assert index == len(folded), "merge starts them in their order"
                 folded.append(Folded(event))
-            else:
+            elif not isinstance(event, Queued):
                 folded[index].add(event)
         await send_body(send, self._render(folded))
 
@@ -145,7 +146,8 @@ class StreamedAnswer(Answer, Generic[T]):
     """Server-sent events. `encode(event)` gives the bytes of one event, b"" for none.
 
     An error after the start is sent as an event, in the words of `describe_error`, and ends the
-    stream. When nothing was sent for `keep_alive_s` (a long queue or prefill), a comment goes out.
+    stream. When nothing was sent for `keep_alive_s` (a long queue or prefill), a comment goes out,
+    which says how the queue stands where the request is in it.
     """
 
     def __init__(
@@ -161,6 +163,8 @@ class StreamedAnswer(Answer, Generic[T]):
         self._keep_alive_s = keep_alive_s
         self._describe_error = describe_error
         self._last_sent_s = 0.0
+        self._queued: Queued | None = None  # the last news, while it waits for a slot
+        self._queued_s = 0.0  # when that was
 
     async def _send(self, send: Send) -> None:
         first = await anext(self._events)  # raises what has a status of its own
@@ -169,7 +173,10 @@ class StreamedAnswer(Answer, Generic[T]):
         keep_alive = asyncio.create_task(self._keep_alive(send))
         try:
             async for event in self._events:
-                await self._send_part(send, self._encode(event))
+                if queued := _queued(event):
+                    self._note_queue(queued)
+                else:
+                    await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
             await self._send_part(send, self._encode_failure(error))
             if not isinstance(error, LlmserveError):
@@ -196,13 +203,31 @@ class StreamedAnswer(Answer, Generic[T]):
         while True:
             await asyncio.sleep(self._last_sent_s + self._keep_alive_s - loop.time())
             if loop.time() >= self._last_sent_s + self._keep_alive_s:
-                await self._send_part(send, KEEP_ALIVE)
+                await self._send_part(send, self._comment(loop.time()))
+
+    def _note_queue(self, queued: Queued) -> None:
+        self._queued = queued if queued.position else None
+        self._queued_s = asyncio.get_running_loop().time()
+
+    def _comment(self, now_s: float) -> bytes:
+        if self._queued is None:
+            return KEEP_ALIVE
+        wait_s = max(0.0, self._queued.expected_wait_s - (now_s - self._queued_s))
+        position = self._queued.position
+        return f": queued position={position} expected_wait_s={wait_s:.1f}\n\n".encode()
 
 
 def sse_event(data: bytes, name: str | None = None) -> bytes:
     """One server-sent event; `data` is JSON, so it has no line break."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + data + b"\n\n"
+
+
+def _queued(event: object) -> Queued | None:
+    """The news of the queue in an event, of one generation or of several that are merged."""
+    if isinstance(event, tuple):
+        event = event[1]
+    return event if isinstance(event, Queued) else None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -77,7 +77,10 @@ def test_details_on_request(service: FakeService) -> None:
         "generated_tokens": 4,
         "seed": 7,
     }
-    assert list(timings) == ["queue_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_s"]
+    assert list(timings) == [
+        *("queue_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_s"),
+        *("queue_position", "expected_queue_s"),
+    ]
     assert all(math.isfinite(value) and value >= 0 for value in timings.values())
     assert timings["ttft_s"] == pytest.approx(timings["queue_s"] + timings["prefill_s"])
 
@@ -264,6 +267,28 @@ def test_comments_keep_a_silent_stream_alive() -> None:
         assert msgspec.json.decode(rest[-1].removeprefix("data: "))["generated_text"]
 
 
+def test_comments_say_how_the_queue_stands() -> None:
+    with (
+        fake_service(gated=True, server={"keep_alive_s": 0.01}, num_slots=1) as service,
+        service.client() as client,
+        client.stream("POST", "/inference", json=ask(max_tokens=2, stream=True)) as running,
+    ):
+        first = running.iter_lines()
+        assert next(first) == ": keep-alive"
+        with client.stream("POST", "/inference", json=ask(stream=True)) as waiting:
+            service.step()
+            lines = waiting.iter_lines()
+            comment = next(line for line in lines if line.startswith(": queued"))
+            assert re.fullmatch(r": queued position=1 expected_wait_s=\d+\.\d", comment)
+            service.step()  # the last of the one that runs; from now on the other has the slot
+            assert next(line for line in lines if line == ": keep-alive")
+            service.step(10)
+            events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+            timings = msgspec.json.decode(events[-1])["details"]["timings"]
+            assert timings["queue_position"] == 1
+            assert timings["expected_queue_s"] > 0
+
+
 def test_no_comments_between_events_that_come_in_time(service: FakeService) -> None:
     assert ": keep-alive" not in service.post(ask(max_tokens=30, stream=True)).text
 
@@ -344,6 +369,33 @@ def test_429_when_the_queue_is_full() -> None:
         assert [f.result().status_code for f in accepted] == [200, 200]
         service.step(1)
         assert service.post(ask(max_tokens=1)).status_code == 200
+
+
+def test_503_when_no_slot_becomes_free_in_time() -> None:
+    """A status where none has been sent, else an event of the stream."""
+    with (
+        fake_service(
+            gated=True, models={"fake": {"queue_timeout": 3600.0}}, num_slots=1
+        ) as service,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        running = threads.submit(service.post, ask(max_tokens=9))
+        wait_until(lambda: service.runtime.decoding.is_set())
+        late = [threads.submit(service.post, ask(stream=stream)) for stream in (False, True)]
+        engine = service.engines["fake"]
+        wait_until(lambda: len(engine._requests) == 3)
+        engine._worker._queue_timeout_s = 0.0  # as if an hour had passed
+        service.step()
+        whole, streamed = (future.result() for future in late)
+        error = error_of(whole, 503)
+        assert error["code"] == "queue_timeout"
+        assert "3600 s of queue_timeout" in error["message"]
+        assert int(whole.headers["retry-after"]) >= 1
+        assert streamed.status_code == 200
+        (event,) = sse_events(streamed.text)
+        assert event["error"]["code"] == "queue_timeout"
+        service.step(10)
+        assert running.result().status_code == 200
 
 
 def test_503_while_the_model_loads() -> None:

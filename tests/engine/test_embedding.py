@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 from llmserve.engine import embedding
+from llmserve.engine.admission import Policy
 from llmserve.engine.embedding import normalized
 from llmserve.engine.engine import Engine
 from llmserve.engine.runtime import EmbeddingLimits, InputChunk
@@ -213,10 +214,12 @@ def test_the_queue_is_bounded() -> None:
     async def test() -> None:
         gate = Gate()
         runtime = FakeRuntime(embedding=LIMITS, gate=gate.semaphore)
-        async with engine_on(runtime, max_queue=2) as engine:
+        async with engine_on(runtime, Policy(max_queue=2)) as engine:
             first = [asyncio.create_task(engine.embed(request(f"{i}"))) for i in range(6)]
             await settle(lambda: engine._num_embedding == 6)
-            with pytest.raises(QueueFullError, match="4 requests at a time and 2 more") as caught:
+            with pytest.raises(
+                QueueFullError, match="embeds for 4 requests at a time and 2 more"
+            ) as caught:
                 await engine.embed(request("a"))
             assert caught.value.retry_after_s
             generated = asyncio.create_task(answer(engine, completion("a", 1)))  # has its own
@@ -255,7 +258,7 @@ def test_leaving_interrupts(limits: EmbeddingLimits) -> None:
 def test_the_end_of_the_model_is_told() -> None:
     async def test() -> None:
         runtime = FakeRuntime(embedding=LIMITS, gate=threading.Semaphore(0))
-        engine = Engine("fake", runtime, max_queue=10)
+        engine = Engine("fake", runtime)
         tasks = [asyncio.create_task(engine.embed(request("x" * 60))) for _ in range(3)]
         await until_decoding(runtime)
         await engine.close()
@@ -289,7 +292,7 @@ def test_a_dead_worker_is_told() -> None:
             raise RuntimeError("a bug")
 
     async def test() -> None:
-        engine = Engine("fake", Dying(embedding=LIMITS), max_queue=10)
+        engine = Engine("fake", Dying(embedding=LIMITS))
         with pytest.raises(EngineError, match="the engine failed"):
             await engine.embed(request("a"))
         assert not engine.is_alive

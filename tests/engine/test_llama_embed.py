@@ -183,6 +183,7 @@ def test_a_model_for_embeddings_only(bert: Path) -> None:
     assert runtime.detokenize(tokens).decode().replace(" ", "") == "[CLS]ab[SEP]"
     with pytest.raises(AssertionError):
         runtime.decode([Chunk(0, 0, [5], True)])
+    assert runtime.num_tokens(0) == 0
     runtime.close()
 
 

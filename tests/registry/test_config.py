@@ -125,7 +125,7 @@ REFUSALS = [
     (MODEL + 'aliases = "b"', ["models.a.aliases: ", "`array`", "`str`"]),
     (MODEL + 'aliases = ["b", 1]', ["models.a.aliases[1]: ", "`str`", "`int`"]),
     (MODEL + "context_length = 0", ["models.a.context_length: ", ">= 1"]),
-    (MODEL + "max_concurrency = 257", ["models.a.max_concurrency: ", "<= 256"]),
+    (MODEL + "max_concurrency = 256", ["models.a.max_concurrency: ", "<= 255"]),
     (MODEL + "max_queue = 1.5", ["models.a.max_queue: ", "`int`", "`float`"]),
     (MODEL + "threads = true", ["models.a.threads: ", "`int", "`bool`"]),
     (

@@ -20,7 +20,7 @@ from llmserve import core
 from llmserve.api.answer import Folded, sse_event
 from llmserve.api.merge import Indexed
 from llmserve.api.schemas.openai import Body, CompletionTokensDetails, PromptTokensDetails, Usage
-from llmserve.core import Finished, FinishReason, Part, Started
+from llmserve.core import Finished, FinishReason, Part, Queued, Started
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
 
@@ -116,6 +116,8 @@ class StreamEncoder(ABC):
             case Started():
                 self._model = event.model
                 return self._chunk(self.start(index))
+            case Queued():
+                return b""
             case Finished():
                 self._usages[index] = event.usage
                 return self._chunk(self.finish(index, event)) + self._end()
