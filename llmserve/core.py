@@ -3,8 +3,8 @@
 All Structs are frozen, so the same messages can cross a thread (or a process) boundary unchanged.
 One generation path: `Started`, then any number of parts (`PromptLogprobs`, `Delta`,
 `ReasoningDelta`, `ToolCallDelta`), then exactly one `Finished`; a non-streaming answer folds the
-same events that a stream encodes. A failure is an exception (`errors.LlmserveError`) raised by the
-iterator instead of the next event.
+same events that a stream encodes. `Queued` may come at any time between. A failure is an exception
+(`errors.LlmserveError`) raised by the iterator instead of the next event.
 """
 
 from collections.abc import AsyncGenerator
@@ -93,6 +93,9 @@ class Constraint(Struct, frozen=True):
     field: str | None = None  # what errors call it; None: its name in POST /inference
 
 
+Priority: TypeAlias = Literal["interactive", "batch"]  # batch: nobody waits for the answer
+
+
 class Request(Struct, frozen=True):
     """One generation, in no dialect: one of `prompt`, `prompt_tokens` and `messages` is set.
 
@@ -102,7 +105,7 @@ class Request(Struct, frozen=True):
 
     `model` and `mode` None mean the default model and the model's own default mode. `max_tokens`
     None means until the model stops or the context is full. `seed` None draws one, which
-    `Started` reports.
+    `Started` reports; with `deterministic` it is 0.
     """
 
     model: str | None = None
@@ -119,8 +122,11 @@ class Request(Struct, frozen=True):
     num_logprobs: int | None = None
     prompt_logprobs: bool = False  # goes with num_logprobs
     constraint: Constraint | None = None
+    priority: Priority = "interactive"
+    deterministic: bool = False  # the same bytes every time, whatever else the server does
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
+    cache_namespace: str = ""  # requests with another one share no cached prefix with this one
     template_variables: dict[str, Any] = {}  # for the chat template, by the names that it reads
 
 
@@ -167,6 +173,8 @@ class Timings(Struct, frozen=True):
     ttft_s: float  # from acceptance to the first token
     decode_s: float  # from the first token to the last
     tokens_per_s: float  # generated tokens after the first, over decode_s
+    queue_position: int = 0  # when it first had to wait for a slot, from 1; 0: it never had
+    expected_queue_s: float = 0.0  # how long that was expected to take
 
 
 class Started(Struct, frozen=True, tag=True):
@@ -175,6 +183,16 @@ class Started(Struct, frozen=True, tag=True):
     model: str  # the one that answers, which may be a fallback of the one asked for
     prompt_tokens: int | None  # None: a provider's, which it tells at the end
     seed: int | None  # None: drawn by a provider, which does not tell it
+
+
+class Queued(Struct, frozen=True, tag=True):
+    """The request waits for a slot. Told now and then, and with position 0 when it has one.
+
+    Only for who wants to know: an answer is the same without it.
+    """
+
+    position: int  # from 1
+    expected_wait_s: float
 
 
 class TokenLogprob(Struct, frozen=True):
@@ -235,5 +253,5 @@ class Finished(Struct, frozen=True, tag=True):
 
 
 Part = PromptLogprobs | Delta | ReasoningDelta | ToolCallDelta
-Event = Started | Part | Finished
+Event = Started | Queued | Part | Finished
 EventStream = AsyncGenerator[Event, None]  # a generator, so that leaving early can be told

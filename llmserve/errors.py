@@ -5,12 +5,13 @@
     ├── ModelNotFoundError       404  no such model; the message lists those that exist
     ├── TooLargeError            413  body over the cap, or prompt longer than the context
     ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
-    ├── QueueFullError           429  every slot and every place in the queue is taken
+    ├── QueueFullError           429  no place in the queue, or not one that would do
     │   └── ProviderLimitError        the same at a remote provider, in its words
     ├── UnavailableError         503  (family) try again later
     │   ├── ModelLoadingError         the model is still being loaded
     │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
     │   ├── InsufficientMemoryError   it does not fit; the message has need and budget
+    │   ├── QueueTimeoutError         no slot became free in time
     │   └── ShuttingDownError         the server is draining
     ├── ProviderError            502  (family) a remote provider failed, or its answer is broken
     │   ├── ProviderAuthError         it does not take the key; the message names the variable
@@ -102,6 +103,10 @@ class ModelUnavailableError(UnavailableError):
 
 class InsufficientMemoryError(UnavailableError):
     code = "insufficient_memory"
+
+
+class QueueTimeoutError(UnavailableError):
+    code = "queue_timeout"
 
 
 class ShuttingDownError(UnavailableError):

@@ -267,7 +267,12 @@ def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
     """
     metrics = Metrics()
     pool = Pool(
-        EngineLoader(metrics, auto_download=config.server.auto_download),
+        EngineLoader(
+            metrics,
+            auto_download=config.server.auto_download,
+            prefix_cache_dir=config.server.prefix_cache_dir,
+            prefix_cache_disk_bytes=config.server.prefix_cache_disk,
+        ),
         budget_bytes=MemoryBudget(config.server.memory_budget),
         load_wait_s=config.server.load_wait_s,
         give_back=give_back,

@@ -14,11 +14,12 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llmserve.core import Embeddings, Event, Finished, PromptLogprobs, Started
+from llmserve.core import Embeddings, Event, Finished, PromptLogprobs, Queued, Started
 from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _STEP_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
 _BREAKER_STATES = ("closed", "half-open", "open")
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -41,6 +42,12 @@ class Metrics:
         )
         self.prompt_tokens = Counter(
             "llmserve_prompt_tokens", "Prompt tokens of answered requests", model, registry=registry
+        )
+        self.cached_tokens = Counter(
+            "llmserve_cached_tokens",
+            "Of the prompt tokens, those whose KV cells were reused instead of computed",
+            model,
+            registry=registry,
         )
         self.generated_tokens = Counter(
             "llmserve_generated_tokens", "Generated tokens", model, registry=registry
@@ -77,9 +84,36 @@ class Metrics:
         )
         self.step = Histogram(
             "llmserve_step_seconds",
-            "Duration of one llama_decode",
+            "Duration of one step: llama_decode, sampling, text",
             model,
             buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self.step_ratio = Histogram(
+            "llmserve_step_over_expected",
+            "Duration of one step over what the cost model expected",
+            model,
+            buckets=_RATIOS,
+            registry=registry,
+        )
+        self.step_prompt_tokens = Histogram(
+            "llmserve_step_prompt_tokens",
+            "Prompt tokens computed in one step, of steps that had any",
+            model,
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self.preemptions = Counter(
+            "llmserve_preemptions",
+            "Requests that lost their slot to others, and continue later",
+            model,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "llmserve_queue_wait_seconds",
+            "From acceptance to a slot",
+            model,
+            buckets=_SECONDS,
             registry=registry,
         )
 
@@ -112,9 +146,24 @@ class Metrics:
         """Before all that there are now are observed."""
         self.breaker.clear()
 
-    def observe_step(self, model: str, num_tokens: int, step_s: float) -> None:
-        self.batch_size.labels(model).observe(num_tokens)
+    def observe_step(
+        self,
+        model: str,
+        *,
+        num_decoded: int,
+        num_prefilled: int,
+        step_s: float,
+        expected_s: float | None,
+    ) -> None:
+        self.batch_size.labels(model).observe(num_decoded + num_prefilled)
         self.step.labels(model).observe(step_s)
+        if expected_s is not None:
+            self.step_ratio.labels(model).observe(step_s / expected_s)
+        if num_prefilled:
+            self.step_prompt_tokens.labels(model).observe(num_prefilled)
+
+    def observe_preemptions(self, model: str, count: int) -> None:
+        self.preemptions.labels(model).inc(count)
 
     def observe_load(self, model: str, num_running: int, num_waiting: int) -> None:
         self.running.labels(model).set(num_running)
@@ -143,12 +192,14 @@ class RequestMeter:
         match event:
             case Started(model):
                 self.model = model
-            case PromptLogprobs():
+            case Queued() | PromptLogprobs():
                 pass
             case Finished(reason, _, usage, timings):
                 self._outcome = reason
                 metrics.prompt_tokens.labels(self.model).inc(usage.prompt_tokens)
+                metrics.cached_tokens.labels(self.model).inc(usage.cached_tokens)
                 metrics.generated_tokens.labels(self.model).inc(usage.generated_tokens)
+                metrics.queue_wait.labels(self.model).observe(timings.queue_s)
                 if usage.generated_tokens:
                     metrics.ttft.labels(self.model).observe(timings.ttft_s)
             case _:

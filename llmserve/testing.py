@@ -21,7 +21,9 @@ from llmserve.engine.runtime import (
     ModelInfo,
     OutOfCellsError,
     RuntimeLimits,
+    State,
 )
+from llmserve.errors import EngineError
 
 EOS = 256
 TEMPLATE = (
@@ -35,8 +37,9 @@ class FakeRuntime:
 
     The next token is a function of the whole sequence, read back from the cells, so that any
     mistake in positions, slots or reuse changes the text. `gate`, where set, holds every decode
-    until released: tests drive steps without sleeping. `controls` are the texts of control tokens,
-    which have the ids from EOS + 1 on.
+    until released: tests drive steps without sleeping. Without `can_cut` it is like a recurrent
+    model: a sequence can only be emptied, saved whole, or continued at its end.
+    `controls` are the texts of control tokens, which have the ids from EOS + 1 on.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class FakeRuntime:
         max_outputs: int = 8,
         context_length: int | None = None,
         chat_template: str | None = TEMPLATE,
+        can_cut: bool = True,
         infill: InfillTokens | None = None,
         controls: Sequence[str] = (),
         gate: threading.Semaphore | None = None,
@@ -71,9 +75,12 @@ class FakeRuntime:
             max_batch,
             context_length or num_cells,
             max(max_outputs, num_slots),
+            can_cut,
         )
         self.embedding_limits = embedding
         self.cells: list[list[int]] = [[] for _ in range(num_slots)]
+        self._cell_ids: list[list[object]] = [[] for _ in range(num_slots)]  # shared ones are equal
+        self.num_saved = 0  # tokens
         self.inputs: dict[int, list[int]] = {}  # unfinished ones to embed, by slot
         self.batch_sizes: list[int] = []
         self.embedded_slots: list[list[int]] = []  # of each call
@@ -115,12 +122,10 @@ class FakeRuntime:
         assert len({chunk.slot for chunk in chunks}) == len(chunks)
         self.batch_sizes.append(size)
         self._pass_gate()
-        if sum(map(len, self.cells)) + size > self.limits.num_cells:
-            raise OutOfCellsError
+        self._check_room(size)
         for chunk in chunks:
-            cells = self.cells[chunk.slot]
-            assert chunk.start == len(cells), "positions must be consecutive"
-            cells.extend(chunk.tokens)
+            assert chunk.start == len(self.cells[chunk.slot]), "positions must be consecutive"
+            self._write(chunk.slot, chunk.tokens)
         assert sum(chunk.num_outputs for chunk in chunks) <= self.limits.max_outputs
         rows = [
             self._logits(self.cells[chunk.slot][: len(self.cells[chunk.slot]) - behind])
@@ -173,8 +178,52 @@ class FakeRuntime:
     def forget(self, slot: int) -> None:
         self.inputs.pop(slot, None)
 
+    @property
+    def num_used_cells(self) -> int:
+        return len({cell for ids in self._cell_ids for cell in ids})
+
+    def _check_room(self, num_tokens: int) -> None:
+        if self.num_used_cells + num_tokens > self.limits.num_cells:
+            raise OutOfCellsError
+
+    def _write(self, slot: int, tokens: Sequence[int]) -> None:
+        self.cells[slot].extend(tokens)
+        self._cell_ids[slot].extend(object() for _ in tokens)
+
     def trim(self, slot: int, num_tokens: int) -> None:
+        if not self.limits.can_cut and 0 < num_tokens < len(self.cells[slot]):
+            raise EngineError(f"cannot cut at {num_tokens}")
         del self.cells[slot][num_tokens:]
+        del self._cell_ids[slot][num_tokens:]
+
+    def share(self, source: int, target: int, num_tokens: int) -> None:
+        assert self.limits.can_cut
+        assert not self.cells[target]
+        assert 0 < num_tokens <= len(self.cells[source])
+        self.cells[target].extend(self.cells[source][:num_tokens])
+        self._cell_ids[target].extend(self._cell_ids[source][:num_tokens])
+
+    def save(self, slot: int, start: int, end: int) -> State:
+        assert 0 <= start < end <= len(self.cells[slot])
+        assert self.limits.can_cut or (start, end) == (0, len(self.cells[slot]))
+        self.num_saved += end - start
+        return np.array([start, *self.cells[slot][start:end]], dtype=np.int32).view(np.uint8)
+
+    def load(self, slot: int, state: State, end: int) -> None:
+        start, *tokens = state.view(np.int32).tolist()
+        begin = len(self.cells[slot])
+        assert start <= begin < end <= start + len(tokens)
+        assert self.limits.can_cut or (begin, end) == (0, len(tokens))
+        self._check_room(len(tokens))
+        self._write(slot, tokens[begin - start : end - start])
+
+    def num_tokens(self, slot: int) -> int:
+        return len(self.cells[slot])
+
+    def clear(self) -> None:
+        for slot in range(len(self.cells)):
+            self.cells[slot].clear()
+            self._cell_ids[slot].clear()
 
     def abort(self) -> None:
         self._aborted.set()

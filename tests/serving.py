@@ -116,6 +116,7 @@ class FakeService:
     bounds: Bounds | None  # of remote answers
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
+    engines: dict[str, Engine] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)  # what was logged, or left over at the end
     num_expected_errors: int = 0
     base_url: str = ""
@@ -138,7 +139,8 @@ class FakeService:
             raise self.load_error
         kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
         runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
-        return make_engine(spec, runtime, self.metrics)
+        engine = self.engines[spec.name] = make_engine(spec, runtime, self.metrics)
+        return engine
 
     @property
     def runtime(self) -> FakeRuntime:

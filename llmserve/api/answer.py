@@ -8,6 +8,7 @@ that every refusal is a real HTTP status.
 import asyncio
 import contextlib
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from llmserve.core import (
     Finished,
     Part,
     PromptLogprobs,
+    Queued,
     ReasoningDelta,
     SampledLogprob,
     Started,
@@ -156,7 +158,7 @@ class FoldedAnswer(Answer):
             if isinstance(event, Started):
                 assert index == len(folded), "merge starts them in their order"
                 folded.append(Folded(event))
-            else:
+            elif not isinstance(event, Queued):
                 folded[index].add(event)
         await send_body(send, self._render(folded))
 
@@ -165,7 +167,8 @@ class StreamedAnswer(Answer, Generic[T]):
     """Server-sent events. `encode(event)` gives the bytes of one event, b"" for none.
 
     An error after the start is sent as an event, in the words of `describe_error`, and ends the
-    stream. When nothing was sent for `keep_alive_s` (a long queue or prefill), a comment goes out.
+    stream. When nothing was sent for `keep_alive_s` (a long queue or prefill), a comment goes out,
+    which says how the queue stands where the request is in it.
     """
 
     def __init__(
@@ -181,15 +184,18 @@ class StreamedAnswer(Answer, Generic[T]):
         self._keep_alive_s = keep_alive_s
         self._describe_error = describe_error
         self._last_sent_s = 0.0
+        self._queue = _QueueState()
 
     async def _send(self, send: Send) -> None:
         first = await anext(self._events)  # raises what has a status of its own
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        self._queue.note(first)
         await self._send_part(send, self._encode(first))
         keep_alive = asyncio.create_task(self._keep_alive(send))
         try:
             async for event in self._events:
-                await self._send_part(send, self._encode(event))
+                if not self._queue.note(event):
+                    await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
             await self._send_part(send, self._encode_failure(error))
             if not isinstance(error, LlmserveError):
@@ -216,13 +222,41 @@ class StreamedAnswer(Answer, Generic[T]):
         while True:
             await asyncio.sleep(self._last_sent_s + self._keep_alive_s - loop.time())
             if loop.time() >= self._last_sent_s + self._keep_alive_s:
-                await self._send_part(send, KEEP_ALIVE)
+                await self._send_part(send, self._queue.comment())
 
 
 def sse_event(data: bytes, name: str | None = None) -> bytes:
     """One server-sent event; `data` is JSON, so it has no line break."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + data + b"\n\n"
+
+
+class _QueueState:
+    """Where the generations of one stream stand in the queue: the news that no dialect shows."""
+
+    def __init__(self) -> None:
+        self._num_started = 0
+        self._news: dict[int, tuple[Queued, float]] = {}  # by index: of those without a slot, when
+
+    def note(self, event: object) -> bool:
+        """Whether `event`, of one generation or of several that are merged, is only for here."""
+        index, event = event if isinstance(event, tuple) else (0, event)
+        if isinstance(event, Started):
+            self._num_started += 1
+        if not isinstance(event, Queued):
+            return False
+        self._news.pop(index, None)
+        if event.position:
+            self._news[index] = event, time.monotonic()
+        return True
+
+    def comment(self) -> bytes:
+        """How the queue stands, unless one of the generations has a slot."""
+        if not self._news or len(self._news) < self._num_started:
+            return KEEP_ALIVE
+        first, told_s = min(self._news.values(), key=lambda news: news[0].position)
+        wait_s = max(0.0, first.expected_wait_s - (time.monotonic() - told_s))
+        return f": queued position={first.position} expected_wait_s={wait_s:.1f}\n\n".encode()
 
 
 async def _disconnected(receive: Receive) -> None:

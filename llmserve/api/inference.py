@@ -56,6 +56,8 @@ def to_core(wire: InferenceRequest) -> core.Request:
         stop=stop_strings(parameters.stop),
         seed=parameters.seed,
         constraint=_constraint(wire.response_format),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
     )
 
 

@@ -8,6 +8,7 @@ from llmserve.bench import constrained as constrained_bench
 from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import embeddings as embeddings_bench
 from llmserve.bench import pool as pool_bench
+from llmserve.bench import prefix as prefix_bench
 from llmserve.bench import remote as remote_bench
 from llmserve.bench import scheduling as scheduling_bench
 from llmserve.bench import sweep as sweep_bench
@@ -56,6 +57,7 @@ def main(
       scripts/bench dialects                         what OpenAI's dialect costs
       scripts/bench remote                           what the gateway adds to a provider
       scripts/bench embeddings                       what a batch of texts is worth
+      scripts/bench prefix --peer URL                prompts with a common beginning
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
       scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
     """
@@ -99,6 +101,20 @@ def dialects(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
     """The same conversations, streamed by POST /inference and by POST /v1/chat/completions."""
     figures = dialects_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
     click.echo(render(figures, as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@peer_option
+@peer_model_option
+@json_option
+def prefix(
+    config: Path, rounds: int, peer: str | None, peer_model: str | None, as_json: bool
+) -> None:
+    """Prompts with a common beginning: at once, again, in conversations, after a restart."""
+    other = Target("peer", peer, peer_model) if peer else None
+    click.echo(render(prefix_bench.run(config, other, num_rounds=rounds), as_json=as_json))
 
 
 @main.command()

@@ -25,8 +25,9 @@ def run(config: Path, *, num_rounds: int, max_tokens: int) -> list[Figure]:
     with Server(config) as server:
         asyncio.run(_measure(server.url, _native, max_tokens, salt=0))  # warm
         for salt in range(1, num_rounds + 1):
-            for way in ways:
-                rates[way].append(asyncio.run(_measure(server.url, way, max_tokens, salt=salt)))
+            for number, way in enumerate(ways):
+                own = len(ways) * salt + number  # who has seen a prompt has less to do
+                rates[way].append(asyncio.run(_measure(server.url, way, max_tokens, salt=own)))
             ways.append(ways.pop(0))
 
     def ratio(way: Way, other: Way) -> float:

@@ -7,7 +7,6 @@ so that a long prompt holds up neither the loop nor the worker's steps.
 import asyncio
 import contextlib
 import itertools
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +27,11 @@ from llmserve.core import (
     Started,
 )
 from llmserve.engine import embedding, prompt
+from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.answering import Answering, AnswerPlan
+from llmserve.engine.checks import check_request, check_tool_use
 from llmserve.engine.constraint import STACK_BYTES, Compiler
-from llmserve.engine.grammar import check_tools
-from llmserve.engine.logprobs import MAX_LOGPROBS
+from llmserve.engine.disk import DiskOptions
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -42,14 +42,19 @@ from llmserve.engine.messages import (
     StepStats,
     Submit,
 )
+from llmserve.engine.news import QueueNews
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
-from llmserve.errors import EngineError, InvalidRequestError, QueueFullError, ShuttingDownError
+from llmserve.errors import (
+    EngineError,
+    InvalidRequestError,
+    LlmserveError,
+    ShuttingDownError,
+)
 
 T = TypeVar("T")
 
-MAX_RETRY_AFTER_S = 120
 
 # Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
 # because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
@@ -68,16 +73,17 @@ class Engine:
         name: str,
         runtime: Runtime,
         *,
-        max_queue: int,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
         default_mode: Mode | None = None,
         on_step: Callable[[StepStats], None] = lambda stats: None,
         on_load: Callable[[Load], None] = lambda load: None,
         thread: ModelThread | None = None,
+        prefix_cache_bytes: int = 0,
+        disk: DiskOptions | None = None,
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
         self._runtime = runtime
-        self._max_queue = max_queue
         self._default_mode = default_mode
         self._on_step = on_step
         self._on_load = on_load
@@ -88,7 +94,6 @@ class Engine:
         self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
         self._num_active = 0
         self._num_embedding = 0
-        self._mean_request_s = 1.0
         self._mean_embedding_s = 1.0
         self._loop = asyncio.get_running_loop()
         self._fault: str | None = None  # what the worker died of
@@ -96,7 +101,17 @@ class Engine:
         self._thread = thread or ModelThread(f"worker-{name}")
         self._compiler = Compiler(runtime.grammar_tokenizer)
         self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
-        self._worker = Worker(runtime, self._report, self._compiler)
+        self._admission = Admission(name, runtime.limits.num_slots, policy)
+        self._news = QueueNews(self._requests)
+        self._worker = Worker(
+            runtime,
+            self._report,
+            self._compiler,
+            target_itl_s=policy.target_itl_s,
+            queue_timeout_s=policy.queue_timeout_s,
+            prefix_cache_bytes=prefix_cache_bytes,
+            disk=disk,
+        )
         self._worker.start(self._thread)
 
     @property
@@ -121,7 +136,8 @@ class Engine:
         """`Started`, any number of parts, `Finished`. Leaving early cancels.
 
         Raises `InvalidRequestError`, `TooLargeError`, `QueueFullError` or `ShuttingDownError`
-        before the first event and `EngineError` at any time.
+        before the first event, `QueueTimeoutError` before the first part, and `EngineError` at
+        any time.
         """
         self._check_alive()
         if not self.info.generates:
@@ -130,7 +146,7 @@ class Engine:
                 " POST /v1/embeddings, or another model",
                 param="model",
             )
-        self._admit(self._num_active, self.limits.num_slots, self._mean_request_s)
+        self._admission.check_count(self._num_active)
         self._num_active += 1
         try:
             submit = await self._loop.run_in_executor(
@@ -138,14 +154,14 @@ class Engine:
             )
             if submit.constraint is not None:
                 await self._compile(submit.id, submit.constraint)
-            with self._submitted(submit) as events:
+            self._admission.check_prompt(len(submit.tokens), must_wait=self.num_queued > 0)
+            with self._queued(submit), self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
                     assert not isinstance(event, Embedded)
                     if isinstance(event, Failed):
-                        raise EngineError(event.message)
+                        raise self._error(event)
                     yield event
-                self._mean_request_s += 0.1 * (_duration_s(event) - self._mean_request_s)
                 yield event
         finally:
             self._num_active -= 1
@@ -157,7 +173,9 @@ class Engine:
         """
         self._check_alive()
         limits = self._embedding_limits()
-        self._admit(self._num_embedding, limits.max_inputs, self._mean_embedding_s)
+        self._admission.check_embedding(
+            self._num_embedding, limits.max_inputs, self._mean_embedding_s
+        )
         self._num_embedding += 1
         try:
             inputs = await self._encode(lambda: embedding.encode(request, self._runtime, limits))
@@ -207,7 +225,7 @@ class Engine:
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        _check_tools(request)
+        check_tool_use(request)
         return await self._encode(lambda: prompt.render(request, self._style))
 
     async def _encode(self, work: Callable[[], T]) -> T:
@@ -243,27 +261,14 @@ class Engine:
         if self._closing is not None:
             raise _shutting_down(self.name)
 
-    def _admit(self, num_active: int, num_slots: int, mean_s: float) -> None:
-        """Raises `QueueFullError` if one more would have to wait behind `max_queue` others."""
-        num_queued = max(0, num_active - num_slots)
-        if num_active - num_slots < self._max_queue:
-            return
-        wait_s = mean_s * (num_queued + 1) / num_slots
-        raise QueueFullError(
-            f"model {self.name!r} answers {num_slots} requests at a time and {self._max_queue}"
-            " more are waiting; try again later",
-            retry_after_s=min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S),
-        )
-
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in one of the encoder's threads."""
         self._check_alive()  # `close` waits for all that is queued here
-        _check_tools(request)
+        check_tool_use(request)
         tokens, conversation = prompt.encode(
             request, self._runtime, self._style, self._default_mode
         )
-        _check_constrained(request)
-        _check_parameters(request, self.info.vocab_size)
+        check_request(request, self.info.vocab_size)
         plan = AnswerPlan(None, request.constraint)
         if conversation is not None:
             assert self._answering
@@ -276,10 +281,13 @@ class Engine:
             max_len=len(tokens) + max_tokens,
             sampling=request.sampling,
             stop=request.stop,
-            seed=secrets.randbits(53) if request.seed is None else request.seed,
+            seed=_seed(request),
             accepted_s=accepted_s,
             num_logprobs=request.num_logprobs,
             prompt_logprobs=request.prompt_logprobs,
+            is_batch=request.priority == "batch",
+            deterministic=request.deterministic,
+            namespace=request.cache_namespace,
             constraint=plan.constraint,
             reading=plan.reading,
         )
@@ -293,6 +301,16 @@ class Engine:
         except asyncio.CancelledError:  # behind what it may still prepare, which nobody takes
             self._compiling.submit(self._compiler.discard, request_id)
             raise
+
+    @contextlib.contextmanager
+    def _queued(self, submit: Submit) -> Iterator[None]:
+        """Count its tokens until it has a slot."""
+        self._admission.join(submit.id, len(submit.tokens))
+        try:
+            yield
+        finally:
+            self._admission.leave(submit.id)
+            self._news.forget(submit.id)
 
     @contextlib.contextmanager
     def _submitted(
@@ -332,6 +350,15 @@ class Engine:
             self._on_step(report.stats)
         if report.load:
             self._on_load(report.load)
+        for request_id in report.entered:
+            self._admission.leave(request_id)
+            self._news.tell_entry(request_id)
+        if report.queue:
+            self._admission.update(report.queue)
+            self._news.tell(report.queue)
+
+    def _error(self, failed: Failed) -> LlmserveError:
+        return self._admission.timed_out() if failed.is_timeout else EngineError(failed.message)
 
     def _end(self, ended: Ended) -> None:
         """The worker is gone: nobody may wait for it any longer."""
@@ -346,57 +373,11 @@ class Engine:
         self._start_closing()  # what failed serves nobody: give its memory back at once
 
 
+def _seed(request: Request) -> int:
+    if request.seed is not None:
+        return request.seed
+    return 0 if request.deterministic else secrets.randbits(53)
+
+
 def _shutting_down(name: str) -> ShuttingDownError:
     return ShuttingDownError(f"model {name!r} is shutting down", retry_after_s=5)
-
-
-def _check_parameters(request: Request, vocab_size: int) -> None:
-    for token in request.sampling.logit_bias:
-        if not 0 <= token < vocab_size:
-            raise InvalidRequestError(
-                f"token {token} is not in the vocabulary of {vocab_size} tokens",
-                param=f"parameters.logit_bias.{token}",
-            )
-    if request.num_logprobs is not None and not 0 <= request.num_logprobs <= MAX_LOGPROBS:
-        raise InvalidRequestError(
-            f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
-            f" {MAX_LOGPROBS}",
-            param="logprobs",
-        )
-    assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
-
-
-def _check_tools(request: Request) -> None:
-    if request.tool_use is not None:
-        check_tools(request.tool_use.tools)
-        if request.sampling.ignore_eos and request.tool_use.choice != "none":
-            raise InvalidRequestError(
-                "ignore_eos does not go with tools: calls say where the answer ends",
-                param="parameters.ignore_eos",
-            )
-
-
-def _check_constrained(request: Request) -> None:
-    """Raises `InvalidRequestError` for what would break the promise of a constraint.
-
-    It is that an answer with the finish reason stop matches.
-    """
-    if request.constraint is None:
-        return
-    field = request.constraint.field or "response_format"
-    if request.sampling.ignore_eos:
-        raise InvalidRequestError(
-            f"ignore_eos does not go with {field}, which says where the answer ends",
-            param="parameters.ignore_eos",
-        )
-    if request.stop:
-        raise InvalidRequestError(
-            f"stop does not go with {field}: it would cut the answer before it matches;"
-            " use max_tokens to bound it",
-            param="parameters.stop",
-        )
-
-
-def _duration_s(finished: Finished) -> float:
-    """How long the request held a slot."""
-    return finished.timings.prefill_s + finished.timings.decode_s

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import llama_cpp
 import llama_cpp.llama_cpp as lib
 import msgspec
 import numpy as np
@@ -30,7 +31,9 @@ from llmserve.engine.llama_call import (
     last_errors,
     make_context,
 )
+from llmserve.engine.llama_cells import LlamaCells
 from llmserve.engine.llama_embed import EmbeddingContext
+from llmserve.engine.parking import MAX_RUN
 from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
@@ -41,6 +44,7 @@ from llmserve.engine.runtime import (
     Marker,
     ModelInfo,
     RuntimeLimits,
+    State,
 )
 from llmserve.engine.vocabulary import TokenBound, measure
 from llmserve.errors import EngineError, ModelFileError
@@ -61,6 +65,7 @@ class LlamaParams(Struct, frozen=True):
     max_sequences: int = 16
     max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
+    full_window: bool = True  # whether a sliding window keeps all cells, so that it can be cut
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only
 
@@ -104,7 +109,7 @@ class LlamaRuntime:
         num_threads = params.num_threads or default_num_threads()
         if params.generates:
             self._context = _new_context(self._model, params, num_threads, self._abort_flag)
-            self._memory = lib.llama_get_memory(self._context)
+            self._cells = LlamaCells(self._context, scratch=params.max_sequences)
         if params.embedding:
             self._embedding = EmbeddingContext(
                 self._model, params.embedding, num_threads, self._abort_flag
@@ -123,10 +128,11 @@ class LlamaRuntime:
         num_cells = lib.llama_n_ctx(self._context)
         return RuntimeLimits(
             num_cells=num_cells,
-            num_slots=lib.llama_n_seq_max(self._context),
+            num_slots=params.max_sequences,
             max_batch=lib.llama_n_batch(self._context),
             context_length=num_cells,
             max_outputs=params.max_outputs,
+            can_cut=_can_cut(self._model, params),
         )
 
     def _warm_up(self) -> None:
@@ -202,8 +208,26 @@ class LlamaRuntime:
         return np.ctypeslib.as_array(rows, shape=(num_outputs, self.info.vocab_size))
 
     def trim(self, slot: int, num_tokens: int) -> None:
-        if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens, -1):
-            raise EngineError(f"llama_memory_seq_rm cannot cut a sequence at {num_tokens} tokens")
+        self._cells.trim(slot, num_tokens)
+
+    def share(self, source: int, target: int, num_tokens: int) -> None:
+        assert self.limits.can_cut
+        self._cells.share(source, target, num_tokens)
+
+    def save(self, slot: int, start: int, end: int) -> State:
+        return self._cells.save(slot, start, end)
+
+    def load(self, slot: int, state: State, end: int) -> None:
+        if self.limits.can_cut:
+            self._cells.append(slot, state, end)
+        else:
+            self._cells.restore(slot, state, end)
+
+    def num_tokens(self, slot: int) -> int:
+        return 0 if self._context is None else self._cells.num_tokens(slot)
+
+    def clear(self) -> None:
+        self._cells.clear()
 
     @property
     def embedding_limits(self) -> EmbeddingLimits | None:
@@ -248,6 +272,12 @@ def system_info() -> str:
     return info.decode()
 
 
+def build_info() -> str:
+    """What, beside the model, the state of KV cells depends on."""
+    cache_types = lib.llama_context_default_params()
+    return f"{llama_cpp.__version__} {cache_types.type_k} {cache_types.type_v} {system_info()}"
+
+
 def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p:
     last_errors.clear()
     wanted = lib.llama_model_default_params()
@@ -267,11 +297,30 @@ def _new_context(
     wanted = lib.llama_context_default_params()
     wanted.n_ctx = params.context_length
     wanted.n_batch = wanted.n_ubatch = MAX_BATCH
-    wanted.n_seq_max = params.max_sequences
+    wanted.n_seq_max = params.max_sequences + 1  # and one for `LlamaCells` to work with
     # The default reserves logits for every token of a batch. Below n_seq_max llama.cpp aborts.
     assert params.max_outputs >= params.max_sequences
-    wanted.n_outputs_max = params.max_outputs
+    wanted.n_outputs_max = max(params.max_outputs, wanted.n_seq_max)
+    wanted.swa_full = params.full_window
     return make_context(model, wanted, num_threads, flag)
+
+
+def _can_cut(model: lib.llama_model_p, params: LlamaParams) -> bool:
+    """Whether a sequence can be cut anywhere, and saved in pieces.
+
+    A recurrent state has no past to go back to. Of a sliding window llama.cpp saves only what the
+    last token of a piece sees (llama-kv-cache.cpp, state_write): all of it, if the window is at
+    least as long as a piece, and not one that jumps from chunk to chunk.
+    """
+    if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
+        return False
+    window = lib.llama_model_n_swa(model)
+    if window == 0:
+        return True
+    architecture = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"general.architecture", architecture, len(architecture))
+    is_chunked = architecture.value == b"llama4"
+    return params.full_window and window >= MAX_RUN and not is_chunked
 
 
 def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:

@@ -22,6 +22,9 @@ class Submit(Struct, frozen=True, tag=True):
     num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
     prompt_logprobs: bool = False  # the same of the prompt's tokens; goes with num_logprobs
     constraint: Constraint | None = None  # the worker's compiler has prepared it
+    is_batch: bool = False
+    deterministic: bool = False
+    namespace: str = ""  # whose cached prefixes it may use, and who may use its
     reading: Reading | None = None  # how to understand the answer, where it can be more than text
 
 
@@ -38,6 +41,10 @@ class Cancel(Struct, frozen=True, tag=True):
     id: int
 
 
+class Fetched(Struct, frozen=True, tag=True):
+    """Parked prefixes have come from disk."""
+
+
 class Stop(Struct, frozen=True, tag=True):
     """End the worker; all that was submitted before finishes as cancelled. The last command."""
 
@@ -52,9 +59,10 @@ class Embedded(Struct, frozen=True, tag=True):
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """A generation, or embeddings, ended by a fault of the engine."""
+    """A generation, or embeddings, ended by a fault of the engine, or for want of a slot."""
 
     message: str
+    is_timeout: bool = False
 
 
 class StepStats(Struct, frozen=True, tag=True):
@@ -62,7 +70,10 @@ class StepStats(Struct, frozen=True, tag=True):
 
     num_decoded: int  # sequences that computed one token
     num_prefilled: int  # prompt tokens, or those of inputs to embed
-    step_s: float
+    num_cells: int = 0  # that were in use before
+    expected_s: float | None = None
+    step_s: float = 0.0
+    num_preempted: int = 0  # sequences that lost their slots since the step before
 
 
 class Load(Struct, frozen=True, tag=True):
@@ -72,7 +83,21 @@ class Load(Struct, frozen=True, tag=True):
     num_waiting: int = 0
 
 
-Command = Submit | Embed | Cancel | Stop
+class Waiting(Struct, frozen=True, tag=True):
+    """One in the queue."""
+
+    id: int
+    expected_wait_s: float  # from now
+
+
+class QueueReport(Struct, frozen=True, tag=True):
+    """Who waits for a slot, the first first, and how long one that came now would."""
+
+    waiting: tuple[Waiting, ...] = ()
+    newcomer_wait_s: float = 0.0
+
+
+Command = Submit | Embed | Cancel | Fetched | Stop
 Reply = tuple[int, Part | Finished | Embedded | Failed]  # request id, what happened
 
 
@@ -82,6 +107,8 @@ class StepReport(Struct, frozen=True, tag=True):
     replies: list[Reply]
     stats: StepStats | None = None
     load: Load | None = None  # where it has changed
+    queue: QueueReport | None = None  # where it has changed
+    entered: tuple[int, ...] = ()  # requests that have got a slot
 
 
 class Ended(Struct, frozen=True, tag=True):

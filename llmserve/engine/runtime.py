@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 Logits = NDArray[np.float32]
+State = NDArray[np.uint8]  # what KV cells hold, in a form of the runtime's own
 
 
 class InfillTokens(Struct, frozen=True):
@@ -51,6 +52,7 @@ class RuntimeLimits(Struct, frozen=True):
     max_batch: int  # tokens in one decode call
     context_length: int  # tokens in one sequence
     max_outputs: int  # output rows of one decode call; at least num_slots
+    can_cut: bool = True  # whether a sequence can be cut and continued at any of its tokens
 
 
 class EmbeddingParams(Struct, frozen=True):
@@ -177,6 +179,32 @@ class Runtime(Protocol):
 
         Raises `EngineError` where the model cannot be cut there; 0 is always possible.
         """
+
+    def clear(self) -> None:
+        """Forget everything in all slots: what comes next is computed as by a new context."""
+
+    def share(self, source: int, target: int, num_tokens: int) -> None:
+        """Let `target`, which is empty, begin with the first tokens of `source`, in its cells.
+
+        They are no cells of their own until `source` is trimmed. Only with `limits.can_cut`.
+        """
+
+    def save(self, slot: int, start: int, end: int) -> State:
+        """The cells of the tokens from `start` to `end`, about 2 ms for 1,000 tokens.
+
+        Without `limits.can_cut` they must be all of the slot's tokens.
+        """
+
+    def load(self, slot: int, state: State, end: int) -> None:
+        """Let `slot` go on with what `save` gave, from where it is up to `end` tokens.
+
+        That must be within the saved range; without `limits.can_cut` the slot must be empty and
+        `end` that of the range. Raises `OutOfCellsError` or `EngineError`, and then `slot` is as
+        it was.
+        """
+
+    def num_tokens(self, slot: int) -> int:
+        """How many tokens `slot` holds by the runtime's own books."""
 
     def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
         """Compute the next tokens of some inputs, in slots that are not those of `decode`.

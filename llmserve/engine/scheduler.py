@@ -1,33 +1,67 @@
-"""What the next step computes. Pure: reads the sequences, changes nothing, returns a `Plan`.
+"""Who enters and what the next step computes. Pure: reads the sequences, changes nothing.
+
+The worker asks twice for each step, because a sequence that enters may find a part of its prompt
+computed already: `plan_entries` says who loses and who gets a slot, `plan_work` what is computed.
 
 The rules, in this order:
 
 1. Every running sequence with one pending token gets it: decoding never waits for a prompt.
 2. If the free cells do not suffice for that, the youngest running sequences are preempted: they
    lose their cells and wait again at their old place. The oldest is never preempted for another.
-3. Prompt tokens fill the rest of the batch, oldest sequence first: the whole batch if nothing is
-   decoding, else at most `prefill_chunk`, which bounds how long running streams wait. A prompt
-   whose every token wants its logits takes what is left of `max_outputs` at most.
-4. Waiting sequences enter in the order of arrival while there is a slot and room for all their
-   tokens plus some growth of everybody. Nobody overtakes, so nobody starves.
+3. Prompt tokens fill the rest of the step. If an interactive answer is being decoded, as many as
+   the step can take within the target inter-token latency by what steps cost; but at least
+   `MIN_PROGRESS`, so that no prompt starves where decoding alone is slower than that. If nothing
+   is being decoded, a whole batch, or what about a second suffices for: somebody with a short
+   prompt may come any time. A prompt whose every token wants its logits takes what is left of
+   `max_outputs` at most.
+4. Of the prompts, running or waiting, the one with the shortest rest is first, but `AGING` of its
+   age is taken off: who comes later than rest / `AGING` does not overtake, so nobody starves.
+5. A waiting sequence enters in that order while there is a slot, and room for all its tokens and
+   the answer that is expected of it, beside everybody's. Nobody overtakes the first of them.
+6. Batch requests are behind all interactive ones and make room for them, until they have waited for
+   `BATCH_PATIENCE_S`: from then on they are like the others.
+7. A deterministic sequence runs alone, in steps of a fixed size. When it is first in the order,
+   nobody else enters; it does when the last one has left.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 from msgspec import Struct
 
+from llmserve.engine.costs import Costs
+from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.sequence import Sequence
 
+MIN_PROGRESS = 8  # prompt tokens in any step
+IDLE_CHUNK, IDLE_STEP_S = 64, 1.0  # of a step without decoding, the larger of the two
 GROWTH_TOKENS = 32  # cells kept free per sequence at admission, so that it is not preempted at once
+AGING = 0.1  # seconds of prompt that a second of age is worth
 
 
 class Limits(Struct, frozen=True):
     max_batch: int  # tokens in one step; at least max_running, or prompts could starve
     max_running: int  # sequences with cells
     num_cells: int  # tokens of all running sequences together
-    prefill_chunk: int  # prompt tokens in a step that also decodes
     max_outputs: int  # rows of logits in one step; at least max_running
+    target_itl_s: float  # what a step with decoding should take at most
+    max_prompt: int = 1 << 30  # prompt tokens in one step
+
+
+class Outlook(NamedTuple):
+    """What is expected, and since when."""
+
+    costs: Costs
+    lengths: OutputLengths
+    now_s: float
+
+
+class Entries(NamedTuple):
+    """`preempt` first, then give slots to `admit`."""
+
+    preempt: list[Sequence]
+    admit: list[Sequence]
 
 
 class Work(NamedTuple):
@@ -46,33 +80,64 @@ class Work(NamedTuple):
         return self.num_tokens if self.sequence.wants_all_rows else int(self.is_last)
 
 
-class Plan(NamedTuple):
-    """`preempt` first, then give slots to `admit` (a part of `work` is theirs), then compute."""
+def plan_entries(
+    running: Seq[Sequence], waiting: Seq[Sequence], limits: Limits, outlook: Outlook
+) -> Entries:
+    """Who goes back to the queue, and who enters. Every sequence must fit `num_cells` alone."""
+    kept, preempt = _make_room(in_age(running, outlook.now_s), limits.num_cells)
+    if preempt or not waiting or any(s.deterministic for s in kept):
+        return Entries(preempt, [])
+    if not has_room(kept, limits, outlook.now_s):
+        return Entries([], [])
+    displaceable = [s for s in kept if s.yields(outlook.now_s)]
+    entrants = set(waiting)
+    prompts = [*waiting, *(s for s in kept if s.num_pending > 1)]
+    budget = _budget(kept, limits, outlook)
+    admit: list[Sequence] = []
+    for sequence in in_turn(prompts, outlook):
+        if sequence not in entrants:
+            budget.share(sequence)
+            continue
+        if not _fits(sequence, [*kept, *admit], limits, outlook):
+            displaced = _displace(sequence, kept, displaceable, limits, outlook)
+            if displaced and not admit and not sequence.yields(outlook.now_s):
+                return Entries(displaced, [sequence])
+            break
+        if not budget.share(sequence).num_tokens:
+            break
+        admit.append(sequence)
+    return Entries([], admit)
 
-    preempt: list[Sequence]
-    admit: list[Sequence]
-    work: list[Work]
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(work.num_tokens for work in self.work)
+def has_room(running: Seq[Sequence], limits: Limits, now_s: float) -> bool:
+    """Whether there is a slot, or somebody who would make room."""
+    return len(running) < limits.max_running or any(s.yields(now_s) for s in running)
 
 
-def plan_step(running: Seq[Sequence], waiting: Seq[Sequence], limits: Limits) -> Plan:
-    """The next step. Empty only if nothing runs and nothing waits.
+def plan_work(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> list[Work]:
+    """The next step of those that have slots. Empty only if nobody has."""
+    work = [Work(s, 1) for s in running if s.num_pending == 1]
+    if len(work) < len(running):
+        budget = _budget(running, limits, outlook)
+        prompts = in_turn((s for s in running if s.num_pending > 1), outlook)
+        work += [part for part in map(budget.share, prompts) if part.num_tokens]
+    return work
 
-    Every sequence must fit `num_cells` alone; `waiting` must be in the order of arrival.
-    """
-    kept, preempt = _make_room(sorted(running, key=lambda s: s.arrival), limits.num_cells)
-    work = [Work(s, 1) for s in kept if s.num_pending == 1]
-    free = limits.num_cells - sum(s.num_computed for s in kept) - len(work)
-    batch = limits.max_batch - len(work)
-    num_tokens = min(batch, limits.prefill_chunk if work else limits.max_batch, free)
-    budget = _Budget(num_tokens, num_outputs=limits.max_outputs - len(work))
-    prompts = [budget.share(s) for s in kept if s.num_pending > 1]
-    entering = [] if preempt else _admit(kept, waiting, limits, budget)
-    work += [prompt for prompt in [*prompts, *entering] if prompt.num_tokens]
-    return Plan(preempt, [w.sequence for w in entering], work)
+
+def in_turn(prompts: Iterable[Sequence], outlook: Outlook) -> list[Sequence]:
+    """In the order in which they are computed: rules 4 and 6."""
+
+    def turn(sequence: Sequence) -> tuple[bool, float, int]:
+        rest_s = outlook.costs.prefill_s(sequence.num_pending)
+        aged_s = rest_s + AGING * sequence.accepted_s
+        return sequence.yields(outlook.now_s), aged_s, sequence.arrival
+
+    return sorted(prompts, key=turn)
+
+
+def in_age(sequences: Iterable[Sequence], now_s: float) -> list[Sequence]:
+    """Oldest first; the last ones make room for the others."""
+    return sorted(sequences, key=lambda s: (s.yields(now_s), s.arrival))
 
 
 class _Budget:
@@ -95,40 +160,72 @@ class _Budget:
         return work
 
 
+def _budget(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> _Budget:
+    """For the prompts of a step in which `running` decodes: rule 3."""
+    rows = [s for s in running if s.num_pending == 1]
+    used = used_cells(running)
+    num_tokens = min(limits.max_batch, limits.num_cells - used) - len(rows)
+    num_tokens = min(num_tokens, limits.max_prompt)
+    costs = outlook.costs
+    if any(not s.yields(outlook.now_s) for s in rows):
+        fast = costs.max_prompt_tokens(len(rows), used, limits.target_itl_s)
+        num_tokens = min(num_tokens, max(MIN_PROGRESS, fast))
+    elif not any(s.deterministic for s in running):
+        fast = costs.max_prompt_tokens(len(rows), used, IDLE_STEP_S)
+        num_tokens = min(num_tokens, max(IDLE_CHUNK, fast))
+    return _Budget(num_tokens, limits.max_outputs - len(rows))
+
+
+def used_cells(running: Iterable[Sequence]) -> int:
+    """KV cells in use."""
+    return sum(s.num_own_cells for s in running)
+
+
 def _make_room(
-    oldest_first: list[Sequence], num_cells: int
+    oldest_first: list[Sequence], max_cells: int
 ) -> tuple[list[Sequence], list[Sequence]]:
     """Split into those that stay, with room for a step, and the youngest, which must go."""
     kept, preempt = list(oldest_first), []
     while kept:
-        used = sum(s.num_computed for s in kept)
+        used = used_cells(kept)
         decoding = sum(s.num_pending == 1 for s in kept)
         # Without a decoding row one free cell is enough to go on with some prompt.
-        if used + max(1, decoding) <= num_cells:
+        if used + max(1, decoding) <= max_cells:
             break
         assert len(kept) > 1, "a sequence that does not fit alone was accepted"
         preempt.append(kept.pop())
     return kept, preempt
 
 
-def _admit(
-    kept: list[Sequence], waiting: Seq[Sequence], limits: Limits, budget: _Budget
-) -> list[Work]:
-    """Work for those of `waiting` that enter now: each gets at least one token of `budget`."""
-    admit: list[Work] = []
-    committed = sum(_footprint(s) for s in kept)
-    for sequence in waiting:
-        committed += _footprint(sequence)
-        fits = committed <= limits.num_cells or not (kept or admit)
-        if len(kept) + len(admit) >= limits.max_running or not fits:
-            break
-        work = budget.share(sequence)
-        if not work.num_tokens:
-            break
-        admit.append(work)
-    return admit
+def _fits(sequence: Sequence, others: list[Sequence], limits: Limits, outlook: Outlook) -> bool:
+    """Whether `sequence` may enter beside `others`."""
+    if not others:
+        return True
+    if sequence.deterministic or any(s.deterministic for s in others):
+        return False
+    footprints = [footprint(s, outlook.lengths) for s in [*others, sequence]]
+    return len(others) < limits.max_running and sum(footprints) <= limits.num_cells
 
 
-def _footprint(sequence: Sequence) -> int:
-    """The cells that a sequence will hold before long."""
-    return min(len(sequence.tokens) + GROWTH_TOKENS, sequence.max_len)
+def footprint(sequence: Sequence, lengths: OutputLengths) -> int:
+    """The cells of its own that a sequence is expected to hold in the end."""
+    num_tokens = len(sequence.tokens)
+    left = lengths.left(sequence.num_generated, sequence.max_len - num_tokens)
+    return min(num_tokens + max(left, GROWTH_TOKENS), sequence.max_len) - sequence.num_shared
+
+
+def _displace(
+    sequence: Sequence,
+    kept: list[Sequence],
+    displaceable: list[Sequence],
+    limits: Limits,
+    outlook: Outlook,
+) -> list[Sequence]:
+    """The youngest batch sequences without which `sequence` fits; nobody if that is not enough."""
+    remaining, displaced = list(kept), []
+    for victim in reversed(displaceable):
+        remaining.remove(victim)
+        displaced.append(victim)
+        if _fits(sequence, remaining, limits, outlook):
+            return displaced
+    return []

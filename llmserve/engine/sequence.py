@@ -25,6 +25,8 @@ from llmserve.engine.output import Piece, TextStream
 from llmserve.engine.reading import Reader, Reading
 from llmserve.engine.sampling import Sampler
 
+BATCH_PATIENCE_S = 120.0  # after which a batch request no longer waits for interactive ones
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -39,11 +41,18 @@ class Sequence:
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     reading: Reading | None = None  # where there can be more than text in it
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
+    namespace: str = ""  # whose cache it may use
+    is_batch: bool = False  # nobody waits for it
+    deterministic: bool = False  # alone in its steps, and none of its cells from a cache
     slot: int | None = None
     num_computed: int = 0
+    num_known: int = 0  # tokens that it will find computed when it enters, as far as is known now
+    num_shared: int = 0  # of its first cells, those that are counted with another sequence
     num_cached: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
+    queue_position: int | None = None  # the first that was told, and the wait with it
+    expected_queue_s: float = 0.0
     last_token_s: float | None = None
     prompt_len: int = field(init=False)
 
@@ -52,11 +61,24 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) - max(self.num_computed, self.num_known)
+
+    @property
+    def num_own_cells(self) -> int:
+        return self.num_computed - self.num_shared
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether it may begin with cells that were computed before."""
+        return not (self.deterministic or self.wants_all_rows)
 
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    def yields(self, now_s: float) -> bool:
+        """Whether it makes room for interactive requests."""
+        return self.is_batch and now_s - self.accepted_s < BATCH_PATIENCE_S
 
     @property
     def wants_all_rows(self) -> bool:
@@ -146,4 +168,6 @@ class Sequence:
             ttft_s=first_s - self.accepted_s,
             decode_s=decode_s,
             tokens_per_s=(self.num_generated - 1) / decode_s if decode_s > 0 else 0.0,
+            queue_position=self.queue_position or 0,
+            expected_queue_s=self.expected_queue_s,
         )

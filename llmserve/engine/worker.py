@@ -5,43 +5,57 @@ through a queue, everything that happens leaves through `report`, once a step. H
 ends, its last report is `Ended`; the runtime belongs to whoever made it, and outlives the thread.
 """
 
-import bisect
 import logging
 import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
+import msgspec
+
 from llmserve.core import FinishReason
-from llmserve.engine.constraint import Compiler, MaskFiller, Masks, accept
+from llmserve.engine.advance import advance
+from llmserve.engine.constraint import Compiler, MaskFiller
+from llmserve.engine.costs import Costs
+from llmserve.engine.disk import DiskOptions
 from llmserve.engine.embedder import Embedder
-from llmserve.engine.logprobs import LogprobStream, PromptScores, sampled_logprob
+from llmserve.engine.intake import make_sequence
+from llmserve.engine.kv import KvCache
+from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.messages import (
     Cancel,
     Command,
     Embed,
     Ended,
     Failed,
-    Load,
+    Fetched,
     Reply,
     Report,
-    StepReport,
     StepStats,
     Stop,
     Submit,
 )
-from llmserve.engine.output import Piece, TextStream
-from llmserve.engine.reading import Reader
+from llmserve.engine.reporter import Reporter
+from llmserve.engine.roster import Roster, slot_of
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
-from llmserve.engine.sampling import Sampler, choose_tokens
-from llmserve.engine.scheduler import Limits, Plan, Work, plan_step
+from llmserve.engine.scheduler import (
+    Limits,
+    Outlook,
+    Work,
+    has_room,
+    in_age,
+    plan_entries,
+    plan_work,
+    used_cells,
+)
 from llmserve.engine.sequence import Sequence
+from llmserve.engine.setbacks import Setbacks
 from llmserve.engine.thread import ModelThread
 from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 64  # prompt tokens beside running streams: a stall of about 0.2 s, 13 % slower
+DEFAULT_TARGET_ITL_S = 0.15
 INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itself
 
 
@@ -53,8 +67,13 @@ class Worker:
         runtime: Runtime,
         report: Callable[[Report], None],
         compiler: Compiler | None = None,
+        *,
+        target_itl_s: float = DEFAULT_TARGET_ITL_S,
+        queue_timeout_s: float | None = None,
+        prefix_cache_bytes: int = 0,
+        disk: DiskOptions | None = None,
     ) -> None:
-        """`compiler` has prepared every submitted constraint."""
+        """`compiler` has prepared every submitted constraint; `disk` goes with a prefix cache."""
         self._runtime = runtime
         self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
         self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
@@ -64,17 +83,21 @@ class Worker:
             max_batch=limits.max_batch,
             max_running=limits.num_slots,
             num_cells=limits.num_cells,
-            prefill_chunk=PREFILL_CHUNK,
             max_outputs=limits.max_outputs,
+            target_itl_s=target_itl_s,
         )
+        self._queue_timeout_s = queue_timeout_s
+        self._costs = Costs()
+        self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._free_slots = list(range(limits.num_slots))
-        self._running: list[Sequence] = []
-        self._waiting: list[Sequence] = []  # in the order of arrival
-        self._num_arrivals = 0
-        self._told_load = Load()
-        self._is_cramped = False  # fewer cells than the books say: nobody enters for now
+        self._kv = KvCache(
+            runtime, prefix_cache_bytes, disk, wake=lambda: self._inbox.put(Fetched())
+        )
+        self._roster = Roster(runtime, self._kv)
         self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
+        self._reporter = Reporter(report, self._roster, self._limits, self._embedder)
+        self._num_arrivals = 0
+        self._setbacks = Setbacks()
         self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
@@ -100,6 +123,7 @@ class Worker:
     def _run(self) -> None:
         fault: str | None = "the engine failed; see the server's log"
         try:
+            self._kv.open()
             while self._drain():
                 if self._has_sequences:
                     self._step()
@@ -110,6 +134,7 @@ class Worker:
             log.exception("the worker failed")
         finally:
             self._masks.close()
+            self._kv.close()
             self._report(Ended(fault))
 
     def _embed(self) -> None:
@@ -126,6 +151,7 @@ class Worker:
         while self._is_idle or not self._inbox.empty():
             if self._is_idle:
                 self._tell([])  # no step will say that the last one left
+                self._kv.check_empty(self._roster.free_slots)
             command = self._inbox.get()
             if isinstance(command, Stop):
                 return False
@@ -134,13 +160,16 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
+        """Whether there is nothing to do until a command comes."""
         return not (self._has_sequences or self._embedder.has_work)
 
     @property
     def _has_sequences(self) -> bool:
-        return bool(self._running or self._waiting)
+        """Whether some can be computed: they have a slot, or wait for nothing but one."""
+        roster = self._roster
+        return bool(roster.running) or not all(map(self._kv.is_fetching, roster.waiting))
 
-    def _handle(self, command: Submit | Embed | Cancel) -> None:
+    def _handle(self, command: Submit | Embed | Cancel | Fetched) -> None:
         match command:
             case Submit():
                 self._accept(command)
@@ -149,93 +178,87 @@ class Worker:
             case Cancel(request_id):
                 self._forget(request_id)
                 self._embedder.cancel(request_id)
+            case Fetched():
+                self._kv.collect()
 
     def _accept(self, submit: Submit) -> None:
+        self._num_arrivals += 1
         try:
-            sequence = self._new_sequence(submit)
+            sequence = make_sequence(submit, self._num_arrivals, self._runtime, self._compiler)
         except Exception:  # parameters that somebody above should have refused
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
-            self._waiting.append(sequence)
-
-    def _new_sequence(self, submit: Submit) -> Sequence:
-        info = self._runtime.info
-        self._num_arrivals += 1
-        return Sequence(
-            id=submit.id,
-            arrival=self._num_arrivals,
-            tokens=list(submit.tokens),
-            max_len=submit.max_len,
-            sampler=Sampler(
-                submit.sampling,
-                seed=submit.seed,
-                vocab_size=info.vocab_size,
-                eog_tokens=info.eog_tokens,
-            ),
-            text=Reader(submit.reading, submit.stop) if submit.reading else TextStream(submit.stop),
-            accepted_s=submit.accepted_s,
-            logprobs=_logprob_stream(submit),
-            prompt_scores=self._prompt_scores(submit),
-            matcher=self._compiler.take(submit.id) if submit.constraint else None,
-            reading=submit.reading,
-        )
-
-    def _prompt_scores(self, submit: Submit) -> PromptScores | None:
-        if not submit.prompt_logprobs:
-            return None
-        assert submit.num_logprobs is not None, "checked by the engine"
-        return PromptScores(
-            submit.tokens, submit.num_logprobs, lambda token: self._runtime.detokenize([token])
-        )
+            self._kv.fetch(sequence)
+            self._roster.waiting.append(sequence)
+            self._reporter.note_change()
 
     def _forget(self, request_id: int) -> None:
-        for sequence in [s for s in self._running if s.id == request_id]:
-            self._release(sequence)
-        self._waiting = [s for s in self._waiting if s.id != request_id]
+        if sequence := self._roster.find(request_id):
+            self._remove(sequence)
 
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        waiting = [] if self._is_cramped else self._waiting
-        plan = plan_step(self._running, waiting, self._limits)
-        self._apply(plan)
+        outlook = self._outlook()
+        self._change_slots(outlook)
+        self._expire(outlook.now_s)
+        if not self._roster.running:  # all have been given up on
+            return
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        masks = self._masks.start(w.sequence for w in plan.work if w.is_last)
-        logits = self._decode(plan.work)
+        limits = self._setbacks.limited(self._limits)
+        work = self._setbacks.chosen(plan_work(self._roster.running, limits, outlook))
+        work = self._kv.clip(work)
+        stats = self._expect(work)
+        masks = self._masks.start(w.sequence for w in work if w.is_last)
+        logits = self._decode(work)
         if logits is None:
             return
-        now_s = time.monotonic()
-        replies = self._advance(plan.work, logits, masks, now_s)
-        num_decoded = sum(work.num_tokens == 1 for work in plan.work)
-        stats = StepStats(
-            num_decoded=num_decoded,
-            num_prefilled=plan.num_tokens - num_decoded,
-            step_s=now_s - begin_s,
-        )
-        self._tell(replies, stats)
+        replies, ended = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
+        step_s = time.monotonic() - begin_s
+        self._kv.note(work)
+        for sequence in ended:
+            self._lengths.observe(sequence.num_generated)
+            self._remove(sequence)
+        self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
+        self._tell(replies, msgspec.structs.replace(stats, step_s=step_s))
+
+    def _change_slots(self, outlook: Outlook) -> None:
+        """Let go whom there is no room for, or else let in whom there is room for."""
+        has_place = has_room(self._roster.running, self._limits, outlook.now_s)
+        may_enter = self._setbacks.may_enter and has_place
+        waiting = self._kv.ready(self._roster.waiting) if may_enter else []
+        entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
+        for sequence in entries.preempt:
+            self._preempt(sequence)
+        for sequence in entries.admit:
+            self._roster.enter(sequence, outlook.now_s)
+            self._reporter.note_entry(sequence)
+
+    def _expire(self, now_s: float) -> None:
+        """Give up on who has waited too long for the first slot."""
+        if self._queue_timeout_s is None:
+            return
+        latest_s = now_s - self._queue_timeout_s
+        for sequence in list(self._roster.waiting):
+            if sequence.started_s is None and sequence.accepted_s < latest_s:
+                self._fail(sequence, "no slot became free in time", is_timeout=True)
+
+    def _expect(self, work: list[Work]) -> StepStats:
+        """What `work` is, and how long it should take; told once it is done."""
+        num_tokens = sum(w.num_tokens for w in work)
+        num_decoded = sum(w.num_tokens == 1 for w in work)
+        num_cells = used_cells(self._roster.running)
+        num_prefilled = num_tokens - num_decoded
+        expected_s = self._costs.step_s(num_decoded, num_prefilled, num_cells)
+        return StepStats(num_decoded, num_prefilled, num_cells, expected_s=expected_s)
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
-        """Report what there is to say, and the load where it has changed."""
-        load = Load(
-            len(self._running) + self._embedder.num_running,
-            len(self._waiting) + self._embedder.num_waiting,
-        )
-        changed = load != self._told_load
-        self._told_load = load
-        if replies or stats or changed:
-            self._report(StepReport(replies, stats, load if changed else None))
+        self._reporter.tell(replies, self._outlook(), stats)
 
-    def _apply(self, plan: Plan) -> None:
-        for sequence in plan.preempt:
-            self._preempt(sequence)
-        for sequence in plan.admit:
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            sequence.slot = self._free_slots.pop()
-            if sequence.started_s is None:
-                sequence.started_s = time.monotonic()
+    def _outlook(self) -> Outlook:
+        return Outlook(self._costs, self._lengths, time.monotonic())
 
     def _decode(self, work: list[Work]) -> Logits | None:
         """The logits of `work`, or None if nothing was computed and the next plan tries again."""
@@ -247,166 +270,85 @@ class Worker:
             if not self._inbox.empty():
                 return None
         try:
-            return self._runtime.decode([_chunk(w) for w in work])
+            logits = self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:
-            for sequence, _ in work:  # parts of the batch may have been written
-                self._rewind(sequence)
+            self._rewind(work)
         except OutOfCellsError:
-            youngest = max(self._running, key=lambda s: s.arrival)
-            if len(self._running) > 1:
-                log.warning("llama.cpp found no cells for the batch; preempting one sequence")
-                self._preempt(youngest)
-                self._is_cramped = True  # or it would enter again, and again find no cells
-            else:
-                self._fail([youngest], "the KV cache cannot hold this request")
+            self._shrink(work)
         except EngineError as error:
-            log.error("a step failed: %s", error)
-            self._fail([w.sequence for w in work], error.message)
+            self._isolate(work, error)
+        else:
+            self._setbacks.note_success()
+            return logits
         return None
 
-    def _advance(self, work: list[Work], logits: Logits, masks: Masks, now_s: float) -> list[Reply]:
-        """Book the computed tokens, choose the next ones, and say what came of it."""
-        ready, logits = _book(work, logits)
-        allowed, faults = masks.wait()
-        samplers = [sequence.sampler for sequence in ready]
-        tokens = choose_tokens(logits, samplers, [allowed.get(s.id) for s in ready])
-        replies: list[Reply] = []
-        for sequence, token, row in zip(ready, tokens, logits, strict=True):
-            if sequence.id in faults:
-                self._fail([sequence], _off_grammar(faults[sequence.id]))
-            elif token is None or not sequence.is_sound:
-                self._fail([sequence], "the model computed no finite logits for this request")
-            else:
-                replies += [(sequence.id, event) for event in sequence.prompt_events()]
-                replies += self._take(sequence, token, row, now_s)
-        return replies
+    # -- what can go wrong ------------------------------------------------------------------
 
-    def _take(self, sequence: Sequence, token: int, row: Logits, now_s: float) -> list[Reply]:
-        """Add one token, chosen from `row`, to its sequence, and end that where the token does."""
-        if sequence.is_full:  # it was for the prompt alone
-            self._release(sequence)
-            return [(sequence.id, sequence.finished(FinishReason.LENGTH, None, now_s))]
-        guard = None if token == sequence.opening else sequence.guard
-        sequence.add(token, now_s)
-        if token in self._runtime.info.eog_tokens:
-            piece, reason = sequence.text.flush(), FinishReason.STOP
-            if piece.stop is None and sequence.logprobs and sequence.logprobs.lists_end:
-                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-        elif fault := accept(guard, token):
-            self._fail([sequence], _off_grammar(fault))
-            return []
+    def _rewind(self, work: list[Work]) -> None:
+        for sequence, _ in work:  # parts of the batch may have been written
+            self._roster.rewind(sequence)
+
+    def _shrink(self, work: list[Work]) -> None:
+        """llama.cpp found no cells: try half the prompt tokens, then one sequence fewer."""
+        if self._setbacks.shrink(work):
+            return
+        if len(self._roster.running) > 1:
+            log.warning("llama.cpp found no cells for the batch; preempting one sequence")
+            self._preempt(in_age(self._roster.running, time.monotonic())[-1])
+            self._setbacks.close(self._limits)
         else:
-            piece, reason = sequence.text.push(self._bytes_of(token, sequence)), None
-            if piece.stop is None and sequence.logprobs is not None:
-                self._note_logprob(sequence, sequence.logprobs, token, row, piece)
-            is_complete = sequence.is_complete
-            if piece.stop is None and (is_complete or sequence.is_full):
-                piece = piece.followed_by(sequence.text.flush())
-                reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
-        if piece.stop is not None:
-            reason = FinishReason.STOP
-        replies: list[Reply] = [(sequence.id, part) for part in sequence.parts(piece)]
-        if reason is not None:
-            replies.append((sequence.id, sequence.finished(reason, piece.stop, now_s)))
-            self._release(sequence)
-        return replies
+            only = self._roster.running[0]
+            self._fail(
+                only,
+                "the KV cache cannot hold this request: llama.cpp found no cell for its token"
+                f" {only.num_computed + 1}",
+            )
 
-    def _note_logprob(
-        self, sequence: Sequence, logprobs: LogprobStream, token: int, row: Logits, piece: Piece
-    ) -> None:
-        entry = sampled_logprob(row, token, logprobs.num_top, self._runtime.token_bytes)
-        logprobs.push(entry, piece.num_chars + sequence.text.held_len)
-
-    def _bytes_of(self, token: int, sequence: Sequence) -> bytes:
-        """Its text, also that of a control token which means something in this answer."""
-        controls = sequence.reading.controls if sequence.reading else {}
-        return controls.get(token) or self._runtime.token_bytes(token)
+    def _isolate(self, work: list[Work], error: EngineError) -> None:
+        """A failed step fails nobody but who makes it fail: each one is tried alone."""
+        log.error("a step of %d sequences failed: %s", len(work), error)
+        if len(work) == 1:
+            self._fail(work[0].sequence, error.message)
+        else:
+            self._rewind(work)
+            self._setbacks.isolate(work)
 
     # -- leaving ----------------------------------------------------------------------------
 
-    def _release(self, sequence: Sequence) -> None:
-        """Give the slot and its cells back."""
-        slot = _slot(sequence)
-        self._runtime.trim(slot, 0)
-        self._running.remove(sequence)
-        self._free_slots.append(slot)
-        sequence.slot = None
-        sequence.num_computed = 0
-        self._is_cramped = False
-
-    def _rewind(self, sequence: Sequence) -> None:
-        """Make its cells hold what the books say, or nothing where the model cannot be cut."""
-        slot = _slot(sequence)
-        try:
-            self._runtime.trim(slot, sequence.num_computed)
-        except EngineError:  # a recurrent or sliding-window model
-            self._runtime.trim(slot, 0)
-            sequence.num_computed = 0
+    def _remove(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._setbacks.note_leaving()
+        self._roster.remove(sequence)
+        self._reporter.note_change()
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue, at its place by arrival; all its tokens will be computed again."""
-        self._release(sequence)
-        bisect.insort(self._waiting, sequence, key=lambda s: s.arrival)
+        self._setbacks.note_leaving()
+        self._roster.preempt(sequence)
+        self._reporter.note_preemption()
 
     def _cancel_all(self) -> None:
         """Finish everything as cancelled, for the end of the thread."""
         now_s = time.monotonic()
         replies: list[Reply] = []
-        for sequence in [*self._running, *self._waiting]:
+        self._reporter.note_change()
+        for sequence in self._roster.clear():
             piece = sequence.text.flush()
             replies += [(sequence.id, part) for part in sequence.parts(piece)]
             finished = sequence.finished(FinishReason.CANCELLED, None, now_s)
             replies.append((sequence.id, finished))
-        self._running, self._waiting = [], []  # their cells end with the runtime
         self._embedder.cancel_all()
         self._tell(replies)
 
-    def _fail(self, sequences: list[Sequence], message: str) -> None:
-        for sequence in sequences:
-            if sequence.slot is not None:
-                self._release(sequence)
-            elif sequence in self._waiting:
-                self._waiting.remove(sequence)
-        self._tell([(s.id, Failed(message)) for s in sequences])
-
-
-def _slot(sequence: Sequence) -> int:
-    assert sequence.slot is not None, "only running sequences have cells"
-    return sequence.slot
-
-
-def _off_grammar(reason: str) -> str:
-    return f"the answer cannot go on as response_format demands: {reason}"
-
-
-def _logprob_stream(submit: Submit) -> LogprobStream | None:
-    if submit.num_logprobs is None:
-        return None
-    return LogprobStream(submit.num_logprobs, lists_end=submit.prompt_logprobs)
-
-
-def _book(work: list[Work], logits: Logits) -> tuple[list[Sequence], Logits]:
-    """Note what was computed; returns whose next tokens can be chosen, and their rows."""
-    ready: list[Sequence] = []
-    last_rows: list[int] = []
-    end = 0
-    for each in work:
-        begin, end = end, end + each.num_outputs
-        sequence = each.sequence
-        if sequence.prompt_scores is not None:
-            sequence.prompt_scores.push(sequence.num_computed, logits[begin:end])
-        sequence.num_computed += each.num_tokens
-        if sequence.num_pending == 0:
-            ready.append(sequence)
-            last_rows.append(end - 1)
-    return ready, logits if len(ready) == end else logits[last_rows]
+    def _fail(self, sequence: Sequence, message: str, *, is_timeout: bool = False) -> None:
+        self._remove(sequence)
+        self._tell([(sequence.id, Failed(message, is_timeout))])
 
 
 def _chunk(work: Work) -> Chunk:
     sequence, num_tokens = work
     end = sequence.num_computed + num_tokens
     return Chunk(
-        slot=_slot(sequence),
+        slot=slot_of(sequence),
         start=sequence.num_computed,
         tokens=sequence.tokens[sequence.num_computed : end],
         wants_logits=work.is_last,

@@ -2,9 +2,13 @@
 
 import asyncio
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from llmserve.engine.admission import Policy
+from llmserve.engine.disk import DiskOptions, fingerprint
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Runtime
@@ -15,18 +19,30 @@ from llmserve.pool.placement import Placement, place
 from llmserve.pool.progress import DownloadProgress, Progress
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import ModelFiles, read_model
-from llmserve.registry.sources import locate, obtain
+from llmserve.registry.sources import locate, locate_all, obtain
 
 if TYPE_CHECKING:
     from llmserve.engine.llama import LlamaRuntime
 
 
+log = logging.getLogger(__name__)
+
+
 class EngineLoader:
     """Implements `pool.Loader`."""
 
-    def __init__(self, metrics: Metrics, *, auto_download: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        auto_download: bool,
+        prefix_cache_dir: Path | None = None,
+        prefix_cache_disk_bytes: int = 0,
+    ) -> None:
         self._metrics = metrics
         self._auto_download = auto_download
+        self._prefix_cache_dir = prefix_cache_dir
+        self._prefix_cache_disk_bytes = prefix_cache_disk_bytes
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
@@ -51,20 +67,60 @@ class EngineLoader:
             thread.shutdown()
             raise
         try:
-            return make_engine(spec, runtime, self._metrics, thread)
+            disk = await asyncio.wrap_future(thread.submit(self._disk_options, spec, placement))
+            return make_engine(
+                spec,
+                runtime,
+                self._metrics,
+                thread,
+                prefix_cache_bytes=placement.prefix_cache_bytes,
+                disk=disk,
+            )
         except BaseException:
             await asyncio.wrap_future(thread.submit(runtime.close))
             thread.shutdown()
             raise
 
+    def _disk_options(self, spec: ModelSpec, placement: Placement) -> DiskOptions | None:
+        """Reads a little of the model's files. No file there is nothing that ends a load."""
+        from llmserve.engine.llama import build_info
+
+        if self._prefix_cache_dir is None:
+            return None
+        settings = (build_info(), f"full_window={placement.full_window}")
+        try:
+            stamp = fingerprint(locate_all(spec), *settings)
+        except OSError as error:
+            log.warning("%s: prefixes are kept in memory only: %s", spec.name, error)
+            return None
+        return DiskOptions(
+            folder=self._prefix_cache_dir / quote(spec.name, safe=""),
+            budget_bytes=self._prefix_cache_disk_bytes,
+            fingerprint=stamp,
+        )
+
 
 def make_engine(
-    spec: ModelSpec, runtime: Runtime, metrics: Metrics, thread: ModelThread | None = None
+    spec: ModelSpec,
+    runtime: Runtime,
+    metrics: Metrics,
+    thread: ModelThread | None = None,
+    *,
+    prefix_cache_bytes: int = 0,
+    disk: DiskOptions | None = None,
 ) -> Engine:
     """An engine as `spec` wants it, whose steps and load show in `metrics`."""
 
     def on_step(stats: StepStats) -> None:
-        metrics.observe_step(spec.name, stats.num_decoded + stats.num_prefilled, stats.step_s)
+        metrics.observe_step(
+            spec.name,
+            num_decoded=stats.num_decoded,
+            num_prefilled=stats.num_prefilled,
+            step_s=stats.step_s,
+            expected_s=stats.expected_s,
+        )
+        if stats.num_preempted:
+            metrics.observe_preemptions(spec.name, stats.num_preempted)
 
     def on_load(load: Load) -> None:
         metrics.observe_load(spec.name, load.num_running, load.num_waiting)
@@ -72,11 +128,18 @@ def make_engine(
     return Engine(
         spec.name,
         runtime,
-        max_queue=spec.max_queue,
+        policy=Policy(
+            max_queue=spec.max_queue,
+            max_queue_tokens=spec.max_queue_tokens,
+            queue_timeout_s=spec.queue_timeout,
+            target_itl_s=spec.target_itl,
+        ),
         default_mode=spec.default_mode,
         on_step=on_step,
         on_load=on_load,
         thread=thread,
+        prefix_cache_bytes=prefix_cache_bytes,
+        disk=disk,
     )
 
 
@@ -106,6 +169,7 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
         context_length=placement.context_length,
         max_sequences=placement.max_sequences,
         max_outputs=placement.max_outputs,
+        full_window=placement.full_window,
         num_threads=spec.threads,
         embedding=placement.embedding,
         generates=placement.generates,

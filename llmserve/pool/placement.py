@@ -1,6 +1,7 @@
 """How a model is to be loaded: what the config leaves open is chosen to fit the memory. Pure."""
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.pool.embedding import EmbeddingUse, embedding_use
@@ -13,12 +14,16 @@ MIN_OUTPUTS = 32  # rows of logits in a step, for prompts that want those of eve
 MIN_CONTEXT_LENGTH = 512  # what is offered, and then refused with the numbers, if nothing fits
 CELLS_PER_SEQUENCE = 64  # a context too small for many at a time gets fewer slots
 FALLBACK_CONTEXT_LENGTH = 4096  # for a file that does not say what it was trained on
+CACHE_SHARE = 0.1  # of the budget at most, for parked prefixes
+CACHE_TIMES_KV = 4  # and so many times what the KV cells take: more would hardly be found again
 
 
 class Placement(Struct, frozen=True):
     context_length: int  # tokens; also the number of KV cells, which all sequences share
     max_sequences: int
-    size_bytes: int  # weights, KV cells and buffers: what must stay resident
+    size_bytes: int  # weights, KV cells, buffers, and parked prefixes: what must stay resident
+    prefix_cache_bytes: int = 0  # of these
+    full_window: bool = True  # whether a sliding window keeps all cells, so that prefixes are cut
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only
 
@@ -30,6 +35,7 @@ class Placement(Struct, frozen=True):
         return (
             f"{self.context_length:,} tokens of context, {self.max_sequences} at a time,"
             f" {self.size_bytes / 1e6:,.0f} MB"
+            f" ({self.prefix_cache_bytes / 1e6:,.0f} for prefixes)"
         )
 
 
@@ -39,44 +45,62 @@ def place(
     """The largest context up to the training length that fits the budget, unless `spec` says.
 
     The result may exceed the budget: then not even `MIN_CONTEXT_LENGTH`, or what `spec` demands,
-    fits. Raises `ModelFileError`.
+    fits. A prefix cache that `spec` leaves open never makes it exceed. Raises `ModelFileError`.
     """
-    wanted = spec.max_concurrency or MAX_SEQUENCES
-    options = _options(wanted, repacked_types)
     use = embedding_use(spec, model.header)
     _check_positions(spec, model)
-    context_length = spec.context_length or _largest(model, budget_bytes, options, use)
-    max_sequences = spec.max_concurrency or min(
-        MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
-    )
-    needed = estimate(
-        model,
-        num_cells=context_length,
-        options=_options(max_sequences, repacked_types),
-        embedding=use,
+    reserved = _reserved_for_prefixes(spec, budget_bytes, use)
+    for full_window in (True, False):
+        options = _options(spec.max_concurrency or MAX_SEQUENCES, repacked_types, full_window)
+        context_length = spec.context_length or _largest(
+            model, budget_bytes - reserved, options, use
+        )
+        max_sequences = spec.max_concurrency or min(
+            MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
+        )
+        options = _options(max_sequences, repacked_types, full_window)
+        needed = estimate(model, num_cells=context_length, options=options, embedding=use)
+        wanted = spec.context_length or _trained(model, use)
+        if context_length == wanted and needed.total_bytes + reserved <= budget_bytes:
+            break  # else a window that keeps less may do better
+    cache_bytes = reserved
+    if spec.prefix_cache is None:
+        spare = max(0, budget_bytes - needed.total_bytes)
+        cache_bytes = min(reserved, spare, CACHE_TIMES_KV * needed.kv_bytes)
+    placement = Placement(
+        context_length, max_sequences, needed.total_bytes + cache_bytes, cache_bytes, full_window
     )
     if use is None:
-        return Placement(context_length, max_sequences, needed.total_bytes)
+        return placement
     params = use.params(context_length, model.header.vocab_size or 0)
-    return Placement(
-        context_length,
-        params.max_inputs if use.is_only else max_sequences,
-        needed.total_bytes,
+    return replace(
+        placement,
+        max_sequences=params.max_inputs if use.is_only else max_sequences,
         embedding=params,
         generates=not use.is_only,
     )
 
 
+def _reserved_for_prefixes(spec: ModelSpec, budget_bytes: int, use: EmbeddingUse | None) -> int:
+    """The most that parked prefixes may take, in bytes."""
+    if use and use.is_only:
+        return 0  # nothing is generated
+    return int(budget_bytes * CACHE_SHARE) if spec.prefix_cache is None else spec.prefix_cache
+
+
 def _largest(
     model: ModelFiles, budget_bytes: int, options: ContextOptions, use: EmbeddingUse | None
 ) -> int:
-    trained = model.header.context_length or FALLBACK_CONTEXT_LENGTH
-    if use:
-        trained = use.max_len(trained, model.header.vocab_size or 0)
+    trained = _trained(model, use)
     fitting = largest_context(
         model, budget_bytes, max_cells=trained, options=options, embedding=use
     )
     return min(trained, max(fitting or 0, MIN_CONTEXT_LENGTH))
+
+
+def _trained(model: ModelFiles, use: EmbeddingUse | None) -> int:
+    trained = model.header.context_length or FALLBACK_CONTEXT_LENGTH
+    return use.max_len(trained, model.header.vocab_size or 0) if use else trained
 
 
 def _check_positions(spec: ModelSpec, model: ModelFiles) -> None:
@@ -89,13 +113,16 @@ def _check_positions(spec: ModelSpec, model: ModelFiles) -> None:
         )
 
 
-def _options(max_sequences: int, repacked_types: frozenset[str]) -> ContextOptions:
+def _options(
+    max_sequences: int, repacked_types: frozenset[str], full_window: bool
+) -> ContextOptions:
     return ContextOptions(
-        max_sequences=max_sequences,
+        max_sequences=max_sequences + 1,  # the runtime has one of its own
         max_outputs=_max_outputs(max_sequences),
         repacked_types=repacked_types,
+        full_window=full_window,
     )
 
 
 def _max_outputs(max_sequences: int) -> int:
-    return max(max_sequences, MIN_OUTPUTS)
+    return max(max_sequences + 1, MIN_OUTPUTS)

@@ -43,6 +43,8 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
     keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment
+    prefix_cache_dir: Path | None = None  # prefixes outlive the server there; None: they do not
+    prefix_cache_disk: Size = Size(4 << 30)  # bytes of each model there
     auto_download: bool = False  # whether a request may start the download of its model
 
 
@@ -61,8 +63,12 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Text | None = None  # of the one file of `hf`
     aliases: tuple[str, ...] = ()
     context_length: Positive | None = None  # None: the largest that fits, up to the training length
-    max_concurrency: Annotated[int, Meta(ge=1, le=256)] | None = None  # None: 16, fewer if short
+    max_concurrency: Annotated[int, Meta(ge=1, le=255)] | None = None  # None: 16, fewer if short
     max_queue: Annotated[int, Meta(ge=0, le=100_000)] = 256
+    max_queue_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 262_144  # of waiting prompts
+    queue_timeout: Duration | None = None  # longest wait for a slot; None: as long as it takes
+    target_itl: Duration = Duration(0.15)  # between two tokens of a stream while prompts come
+    prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
     pooling: Pooling | None = None  # for embeddings; None: as the model's file says, if it does
@@ -147,6 +153,10 @@ def load_config(path: Path) -> Config:
     if isinstance(server, dict) and server.get("memory_budget") == "auto":
         del server["memory_budget"]  # the default, written out
     file = _convert(path, "", raw, _File)
+    folder = file.server.prefix_cache_dir
+    if folder is not None:
+        absolute = _absolute(path, f"{path}: server.prefix_cache_dir", folder)
+        file.server = msgspec.structs.replace(file.server, prefix_cache_dir=absolute)
     models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")
@@ -263,11 +273,16 @@ def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
         has = f"has {' and '.join(given)}" if given else "has no source"
         raise ConfigError(f"{where}: {has}; give exactly one of {', '.join(_SOURCES)}")
     _check_file_keys(where, spec, given[0])
-    try:
-        absolute = path.parent / spec.path.expanduser() if spec.path else None
-    except RuntimeError as error:  # ~user of nobody
-        raise ConfigError(f"{where}.path: {error}; write the path out") from error
+    absolute = _absolute(path, f"{where}.path", spec.path) if spec.path else None
     return msgspec.structs.replace(spec, name=name, path=absolute)
+
+
+def _absolute(config: Path, where: str, path: Path) -> Path:
+    """`path`, which is relative to the folder of `config`."""
+    try:
+        return config.parent / path.expanduser()
+    except RuntimeError as error:  # ~user of nobody
+        raise ConfigError(f"{where}: {error}; write the path out") from error
 
 
 def _check_file_keys(where: str, spec: ModelSpec, source: str) -> None:

@@ -78,7 +78,10 @@ def test_details_on_request(service: FakeService) -> None:
         "generated_tokens": 4,
         "seed": 7,
     }
-    assert list(timings) == ["queue_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_s"]
+    assert list(timings) == [
+        *("queue_s", "prefill_s", "ttft_s", "decode_s", "tokens_per_s"),
+        *("queue_position", "expected_queue_s"),
+    ]
     assert all(math.isfinite(value) and value >= 0 for value in timings.values())
     assert timings["ttft_s"] == pytest.approx(timings["queue_s"] + timings["prefill_s"])
 
@@ -265,6 +268,28 @@ def test_comments_keep_a_silent_stream_alive() -> None:
         assert msgspec.json.decode(rest[-1].removeprefix("data: "))["generated_text"]
 
 
+def test_comments_say_how_the_queue_stands() -> None:
+    with (
+        fake_service(gated=True, server={"keep_alive_s": 0.01}, num_slots=1) as service,
+        service.client() as client,
+        client.stream("POST", "/inference", json=ask(max_tokens=2, stream=True)) as running,
+    ):
+        first = running.iter_lines()
+        assert next(first) == ": keep-alive"
+        with client.stream("POST", "/inference", json=ask(stream=True)) as waiting:
+            service.step()
+            lines = waiting.iter_lines()
+            comment = next(line for line in lines if line.startswith(": queued"))
+            assert re.fullmatch(r": queued position=1 expected_wait_s=\d+\.\d", comment)
+            service.step()  # the last of the one that runs; from now on the other has the slot
+            assert next(line for line in lines if line == ": keep-alive")
+            service.step(10)
+            events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+            timings = msgspec.json.decode(events[-1])["details"]["timings"]
+            assert timings["queue_position"] == 1
+            assert timings["expected_queue_s"] > 0
+
+
 def test_no_comments_between_events_that_come_in_time(service: FakeService) -> None:
     assert ": keep-alive" not in service.post(ask(max_tokens=30, stream=True)).text
 
@@ -345,6 +370,33 @@ def test_429_when_the_queue_is_full() -> None:
         assert [f.result().status_code for f in accepted] == [200, 200]
         service.step(1)
         assert service.post(ask(max_tokens=1)).status_code == 200
+
+
+def test_503_when_no_slot_becomes_free_in_time() -> None:
+    """A status where none has been sent, else an event of the stream."""
+    with (
+        fake_service(
+            gated=True, models={"fake": {"queue_timeout": 3600.0}}, num_slots=1
+        ) as service,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        running = threads.submit(service.post, ask(max_tokens=9))
+        wait_until(lambda: service.runtime.decoding.is_set())
+        late = [threads.submit(service.post, ask(stream=stream)) for stream in (False, True)]
+        engine = service.engines["fake"]
+        wait_until(lambda: len(engine._requests) == 3)
+        engine._worker._queue_timeout_s = 0.0  # as if an hour had passed
+        service.step()
+        whole, streamed = (future.result() for future in late)
+        error = error_of(whole, 503)
+        assert error["code"] == "queue_timeout"
+        assert "3600 s of queue_timeout" in error["message"]
+        assert int(whole.headers["retry-after"]) >= 1
+        assert streamed.status_code == 200
+        (event,) = sse_events(streamed.text)
+        assert event["error"]["code"] == "queue_timeout"
+        service.step(10)
+        assert running.result().status_code == 200
 
 
 def test_503_while_the_model_loads() -> None:
@@ -553,6 +605,10 @@ def test_metrics_move() -> None:
         assert seen("llmserve_batch_tokens_count", model="fake") == 6
         assert seen("llmserve_batch_tokens_sum", model="fake") == 5 + 5
         assert seen("llmserve_step_seconds_count", model="fake") == 6
+        assert seen("llmserve_step_over_expected_count", model="fake") == 6
+        assert seen("llmserve_step_prompt_tokens_count", model="fake") == 1
+        assert seen("llmserve_step_prompt_tokens_sum", model="fake") == 5
+        assert seen("llmserve_queue_wait_seconds_count", model="fake") == 1
         for name in ("llmserve_queue_depth", "llmserve_running_requests"):
             assert f'{name}{{model="fake"}} 0.0' in response.text
 
@@ -570,6 +626,39 @@ def test_metrics_show_the_queue() -> None:
         service.step(300)
         assert all(answer.result().status_code == 200 for answer in answers)
         wait_until(lambda: service.metric("llmserve_queue_depth") == 0)
+
+
+def test_metrics_count_who_made_room() -> None:
+    with fake_service(gated=True, num_slots=1) as service, ThreadPoolExecutor(2) as threads:
+        batch = threads.submit(service.post, ask("in no hurry", max_tokens=9, priority="batch"))
+        wait_until(lambda: service.metric("llmserve_running_requests") == 1)
+        service.step(2)
+        asked = threads.submit(service.post, ask("at once", max_tokens=2))
+        wait_until(lambda: len(service.engines["fake"]._requests) == 2)
+        service.step(50)
+        assert asked.result().json() == {"generated_text": expected("at once", 2)}
+        assert batch.result().json() == {"generated_text": expected("in no hurry", 9)}
+        assert service.metric("llmserve_preemptions_total", model="fake") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"priority": "urgent"}, "priority"), ({"deterministic": "yes"}, "deterministic")],
+)
+def test_400_for_scheduling_that_there_is_not(
+    service: FakeService, fields: dict[str, Any], param: str
+) -> None:
+    assert error_of(service.post(ask(**fields)), 400)["param"] == param
+
+
+def test_a_deterministic_request_has_a_seed_of_its_own(service: FakeService) -> None:
+    hot = {"temperature": 1.5, "max_tokens": 20}
+    bodies = [
+        service.post(ask(parameters=hot, deterministic=True, details=True)).json() for _ in "ab"
+    ]
+    assert bodies[0]["generated_text"] == bodies[1]["generated_text"]
+    assert [body["details"]["seed"] for body in bodies] == [0, 0]
+    assert service.post(ask(parameters=hot, details=True)).json()["details"]["seed"] != 0
 
 
 def test_metrics_forget_a_client_that_left() -> None:

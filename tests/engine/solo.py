@@ -47,3 +47,12 @@ def answer_alone(
     piece = stream.flush()
     reason = FinishReason.LENGTH if piece.stop is None else FinishReason.STOP
     return Answer(text + piece.text, reason, piece.stop, max_tokens)
+
+
+def tokens_alone(prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """What the fake says after `prompt`, greedy, never ending."""
+    runtime = FakeRuntime()
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(int(runtime._logits(tokens)[:EOS].argmax()))
+    return tokens[len(prompt) :]

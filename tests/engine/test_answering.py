@@ -18,6 +18,7 @@ from llmserve.core import (
     FinishReason,
     Message,
     Mode,
+    Queued,
     Request,
     SamplingParams,
     Started,
@@ -78,7 +79,7 @@ TEMPLATES = {
 
 def ask(runtime: FakeRuntime, request: Request) -> list[Event]:
     async def one() -> list[Event]:
-        engine = Engine("fake", runtime, max_queue=4)
+        engine = Engine("fake", runtime)
         try:
             return [event async for event in engine.generate(request)]
         finally:
@@ -109,7 +110,9 @@ def say(answer: str, template: str, use: ToolUse | None = AUTO, **fields: Any) -
 
 
 def read(events: Sequence[Event]) -> Understood:
-    return understand([Segment(0, e) for e in events if not isinstance(e, Started | Finished)])
+    return understand(
+        [Segment(0, e) for e in events if not isinstance(e, Started | Queued | Finished)]
+    )
 
 
 def end(events: Sequence[Event]) -> Finished:

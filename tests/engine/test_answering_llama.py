@@ -74,7 +74,7 @@ def answers(runtime: LlamaRuntime) -> dict[str, list[Event]]:
         return [event async for event in engine.generate(request)]
 
     async def ask() -> dict[str, list[Event]]:
-        engine = Engine("real", runtime, max_queue=100)
+        engine = Engine("real", runtime)
         try:
             found = await asyncio.gather(*(one(engine, r) for r in QUESTIONS.values()))
             return dict(zip(QUESTIONS, found, strict=True))

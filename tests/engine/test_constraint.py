@@ -24,6 +24,7 @@ from llmserve.core import (
     SamplingParams,
 )
 from llmserve.engine import constraint as module
+from llmserve.engine.admission import Policy
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
 from llmserve.engine.grammar import field_of
@@ -45,7 +46,7 @@ def compiler() -> Compiler:
 
 @contextlib.asynccontextmanager
 async def engine_on(runtime: FakeRuntime) -> AsyncIterator[Engine]:
-    engine = Engine("fake", runtime, max_queue=100)
+    engine = Engine("fake", runtime, policy=Policy(max_queue=100))
     try:
         yield engine
         assert engine._compiler._ready == {}

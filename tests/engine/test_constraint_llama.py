@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmserve.core import Constraint, Delta, Finished, FinishReason, Mode, Request, SamplingParams
+from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from tests.engine.schemas import is_valid
@@ -54,7 +55,7 @@ def answers(runtime: LlamaRuntime) -> "dict[str, tuple[str, Finished]]":
         return text, event
 
     async def ask() -> dict[str, tuple[str, Finished]]:
-        engine = Engine("real", runtime, max_queue=100)
+        engine = Engine("real", runtime, policy=Policy(max_queue=100))
         try:
             found = await asyncio.gather(*(one(engine, r) for r in QUESTIONS.values()))
             return dict(zip(QUESTIONS, found, strict=True))

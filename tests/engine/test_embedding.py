@@ -5,13 +5,15 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 from llmserve.engine import embedding
+from llmserve.engine.admission import Policy
 from llmserve.engine.embedding import normalized
 from llmserve.engine.engine import Engine
 from llmserve.engine.runtime import EmbeddingLimits, InputChunk
@@ -64,7 +66,6 @@ def check(
 # -- vectors -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4), min_size=1, max_size=5
@@ -128,6 +129,37 @@ def test_what_is_wrong_is_named(
                 await engine.embed(wrong)
             assert caught.value.param == param
             check(await engine.embed(request("and goes on")), ["and goes on"])
+
+    run(test)
+
+
+def test_a_text_much_too_long_is_refused_by_its_beginning() -> None:
+    """As a vocabulary without a bound needs it; and what has few tokens for its length is not."""
+
+    class Folding(FakeRuntime):
+        """Runs of spaces have no token."""
+
+        def __init__(self) -> None:
+            super().__init__(embedding=WHOLE)
+            self.info = msgspec.structs.replace(self.info, max_token_bytes=None)
+            self.lengths: list[int] = []
+
+        def tokenize(
+            self, text: str, *, add_special: bool, parse_special: bool = True
+        ) -> list[int]:
+            self.lengths.append(len(text))
+            return list(text.replace(" ", "").encode())
+
+    async def test() -> None:
+        runtime = Folding()
+        async with engine_on(runtime) as engine:
+            with pytest.raises(TooLargeError, match="at least 512 tokens"):
+                await engine.embed(request("x" * 1_000_000))
+            assert runtime.lengths == [512]
+            spaced = "a" + " " * 3000 + "b"
+            found = await engine.embed(request(spaced))
+            np.testing.assert_allclose(found.vectors, expected(["ab"]), atol=1e-6)
+            assert runtime.lengths == [512, 512, 1024, 2048, 3002]
 
     run(test)
 
@@ -213,10 +245,12 @@ def test_the_queue_is_bounded() -> None:
     async def test() -> None:
         gate = Gate()
         runtime = FakeRuntime(embedding=LIMITS, gate=gate.semaphore)
-        async with engine_on(runtime, max_queue=2) as engine:
+        async with engine_on(runtime, Policy(max_queue=2)) as engine:
             first = [asyncio.create_task(engine.embed(request(f"{i}"))) for i in range(6)]
             await settle(lambda: engine._num_embedding == 6)
-            with pytest.raises(QueueFullError, match="4 requests at a time and 2 more") as caught:
+            with pytest.raises(
+                QueueFullError, match="embeds for 4 requests at a time and 2 more"
+            ) as caught:
                 await engine.embed(request("a"))
             assert caught.value.retry_after_s
             generated = asyncio.create_task(answer(engine, completion("a", 1)))  # has its own
@@ -255,7 +289,7 @@ def test_leaving_interrupts(limits: EmbeddingLimits) -> None:
 def test_the_end_of_the_model_is_told() -> None:
     async def test() -> None:
         runtime = FakeRuntime(embedding=LIMITS, gate=threading.Semaphore(0))
-        engine = Engine("fake", runtime, max_queue=10)
+        engine = Engine("fake", runtime)
         tasks = [asyncio.create_task(engine.embed(request("x" * 60))) for _ in range(3)]
         await until_decoding(runtime)
         await engine.close()
@@ -289,7 +323,7 @@ def test_a_dead_worker_is_told() -> None:
             raise RuntimeError("a bug")
 
     async def test() -> None:
-        engine = Engine("fake", Dying(embedding=LIMITS), max_queue=10)
+        engine = Engine("fake", Dying(embedding=LIMITS))
         with pytest.raises(EngineError, match="the engine failed"):
             await engine.embed(request("a"))
         assert not engine.is_alive

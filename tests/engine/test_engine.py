@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,10 +20,12 @@ from llmserve.core import (
     FinishReason,
     Message,
     Mode,
+    Queued,
     Request,
     SamplingParams,
     Started,
 )
+from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
@@ -32,6 +35,7 @@ from llmserve.errors import (
     InvalidRequestError,
     LlmserveError,
     QueueFullError,
+    QueueTimeoutError,
     ShuttingDownError,
     TooLargeError,
 )
@@ -39,6 +43,7 @@ from llmserve.testing import EOS, FakeRuntime, reference_greedy
 from tests.engine.solo import GREEDY, Answer, answer_alone
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
+POLICY = Policy()
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -47,9 +52,9 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: FakeRuntime, *, max_queue: int = 100) -> AsyncIterator[Engine]:
+async def engine_on(runtime: FakeRuntime, policy: Policy = POLICY) -> AsyncIterator[Engine]:
     """An engine that must be left without a trace of any request."""
-    engine = Engine("fake", runtime, max_queue=max_queue)
+    engine = Engine("fake", runtime, policy=policy)
     try:
         yield engine
         assert_nothing_leaked(engine)
@@ -62,6 +67,9 @@ async def engine_on(runtime: FakeRuntime, *, max_queue: int = 100) -> AsyncItera
 def assert_nothing_leaked(engine: Engine) -> None:
     assert engine._requests == {}
     assert engine._num_active == 0
+    assert engine._news._told == set()
+    assert engine._admission._queued == {}
+    assert engine._admission._num_tokens == 0
 
 
 def completion(
@@ -74,7 +82,7 @@ def completion(
 
 async def collect(events: EventStream) -> tuple[Started, str, Finished]:
     """The folded events, having checked their grammar."""
-    collected: list[Event] = [event async for event in events]
+    collected: list[Event] = [event async for event in events if not isinstance(event, Queued)]
     started, *deltas, finished = collected
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
@@ -167,9 +175,9 @@ async def cells_are_free(engine: Engine, runtime: FakeRuntime) -> None:
     """Once a last request has been through, the worker has also seen every cancel before it."""
     await answer(engine, completion("last", 1))
     assert not any(runtime.cells)
-    assert not engine._worker._running
-    assert not engine._worker._waiting
-    assert sorted(engine._worker._free_slots) == list(range(runtime.limits.num_slots))
+    assert not engine._worker._roster.running
+    assert not engine._worker._roster.waiting
+    assert sorted(engine._worker._roster.free_slots) == list(range(runtime.limits.num_slots))
 
 
 def test_preempted_requests_get_the_reference_too() -> None:
@@ -178,6 +186,8 @@ def test_preempted_requests_get_the_reference_too() -> None:
 
     async def main() -> None:
         async with engine_on(runtime) as engine:
+            for _ in range(200):
+                engine._worker._lengths.observe(1)  # so that too many enter
             prompts = ["".join(rng.choices("abcdef", k=rng.randint(1, 9))) for _ in range(12)]
             answers = await asyncio.gather(
                 *(answer(engine, completion(p, 65, sampling=ENDLESS)) for p in prompts)
@@ -316,7 +326,7 @@ def test_usage_and_timings() -> None:
                 assert min(times.queue_s, times.prefill_s, times.ttft_s, times.decode_s) >= 0
                 assert times.ttft_s == pytest.approx(times.queue_s + times.prefill_s)
                 assert times.tokens_per_s == pytest.approx(8 / times.decode_s)
-            (_, _, first), (_, _, second) = results
+            first, second = sorted((e for _, _, e in results), key=lambda e: e.timings.queue_s)
             # One slot: the second waited while the first computed.
             assert second.timings.queue_s >= first.timings.decode_s
 
@@ -378,7 +388,7 @@ def test_steps_are_told() -> None:
 
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, max_queue=1, on_step=stats.append)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=1), on_step=stats.append)
         await answer(engine, completion("abc", 5, sampling=ENDLESS))
         assert [(s.num_prefilled, s.num_decoded) for s in stats] == [(3, 0)] + [(0, 1)] * 4
         await engine.close()
@@ -401,7 +411,7 @@ def test_the_end_of_the_worker_leaves_no_load(fault: BaseException | None) -> No
     async def main() -> None:
         gate = Gate()
         runtime = Dying(gate=gate.semaphore)
-        engine = Engine("fake", runtime, max_queue=1, on_load=loads.append)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=1), on_load=loads.append)
         task = asyncio.create_task(answer(engine, completion("a", sampling=ENDLESS)))
         gate.open()
         await settle(lambda: loads == [Load(1, 0)])
@@ -437,7 +447,7 @@ def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     runtime = FakeRuntime(num_slots=2, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, max_queue=3) as engine:
+        async with engine_on(runtime, Policy(max_queue=3)) as engine:
             tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(5)]
             await settle(lambda: engine._num_active == 5)
             with pytest.raises(QueueFullError, match="2 requests at a time and 3 more") as caught:
@@ -451,11 +461,120 @@ def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     run(main)
 
 
+def test_a_full_queue_of_tokens_refuses_too() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime, Policy(max_queue_tokens=50)) as engine:
+            running = asyncio.create_task(answer(engine, completion("x" * 100, 3)))
+            await until_decoding(runtime)
+            await settle(lambda: engine._admission._num_tokens == 0)
+            waiting = [asyncio.create_task(answer(engine, completion("y" * 20, 3))) for _ in "ab"]
+            await settle(lambda: len(engine._requests) == 3)
+            with pytest.raises(QueueFullError, match="prompts of 40 tokens are waiting"):
+                await anext(engine.generate(completion("z" * 11, 3)))
+            waiting.append(asyncio.create_task(answer(engine, completion("z" * 10, 3))))
+            await settle(lambda: len(engine._requests) == 4)
+            gate.open(1000)
+            await asyncio.gather(running, *waiting)
+            assert engine._admission._queued == {}
+
+    run(main)
+
+
+def test_who_waits_hears_the_place_and_the_wait() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime) as engine:
+            running = engine.generate(completion("a", 20, sampling=ENDLESS))
+            await anext(running)
+            await until_decoding(runtime)
+            streams = [engine.generate(completion(p, 3)) for p in ("long prompt", "short")]
+            for stream in streams:
+                assert isinstance(await anext(stream), Started)
+            gate.open()
+            news = [await anext(stream) for stream in streams]
+            assert [event.position for event in news if isinstance(event, Queued)] == [2, 1]
+            waits = [event.expected_wait_s for event in news if isinstance(event, Queued)]
+            assert 0 < waits[1] < waits[0]
+            gate.open(1000)
+            for stream, position in zip(streams, (2, 1), strict=True):
+                rest = [event async for event in stream]
+                first_part = next(i for i, e in enumerate(rest) if isinstance(e, Delta))
+                last_news = [e for e in rest[:first_part] if isinstance(e, Queued)][-1]
+                assert last_news == Queued(0, 0.0), "it has a slot"
+                assert not any(isinstance(event, Queued) for event in rest[first_part:])
+                end = rest[-1]
+                assert isinstance(end, Finished)
+                assert end.timings.queue_position == position
+            first = [event async for event in running]
+            assert not any(isinstance(event, Queued) for event in first), "it never waited"
+
+    run(main)
+
+
+def test_who_gets_no_slot_in_time_is_told_so() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime, Policy(queue_timeout_s=3600.0)) as engine:
+            running = asyncio.create_task(answer(engine, completion("a", 20, sampling=ENDLESS)))
+            await until_decoding(runtime)
+            late = engine.generate(completion("b", 3))
+            assert isinstance(await anext(late), Started)
+            engine._worker._queue_timeout_s = 0.0  # as if an hour had passed
+            gate.open()
+            with pytest.raises(QueueTimeoutError, match="3600 s of queue_timeout") as caught:
+                await until_failure(late)
+            assert caught.value.retry_after_s is not None
+            gate.open(1000)
+            await running
+
+    run(main)
+
+
+async def until_failure(events: EventStream) -> None:
+    async for event in events:
+        assert isinstance(event, Queued)
+
+
+def test_who_would_wait_too_long_is_refused_at_once() -> None:
+    runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
+
+    async def main() -> None:
+        async with engine_on(runtime, Policy(queue_timeout_s=1e-9)) as engine:
+            running = asyncio.create_task(answer(engine, completion("a", 20, sampling=ENDLESS)))
+            await until_decoding(runtime)
+            await settle(lambda: engine._admission._queue.newcomer_wait_s > 0)
+            with pytest.raises(QueueFullError, match="longer than the 1e-09 s of queue_timeout"):
+                await anext(engine.generate(completion("c", 3)))
+            gate.open(1000)
+            await running
+
+    run(main)
+
+
+def test_a_deterministic_request_without_a_seed_has_one() -> None:
+    async def main() -> None:
+        async with engine_on(FakeRuntime()) as engine:
+            hot = SamplingParams(temperature=1.5)
+            request = completion("abc", 20, sampling=hot, deterministic=True)
+            others = [answer(engine, completion(p, 15, sampling=hot)) for p in "defg"]
+            first, *_, second = await asyncio.gather(
+                answer(engine, request), *others, answer(engine, request)
+            )
+            assert first == second == answer_alone(b"abc", 20, sampling=hot, seed=0)
+            assert first != await answer(engine, msgspec.structs.replace(request, seed=1))
+
+    run(main)
+
+
 def test_without_a_queue_only_the_slots_count() -> None:
     runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, max_queue=0) as engine:
+        async with engine_on(runtime, Policy(max_queue=0)) as engine:
             task = asyncio.create_task(answer(engine, completion("a", 3)))
             await until_decoding(runtime)
             with pytest.raises(QueueFullError):
@@ -540,8 +659,8 @@ def test_leaving_in_the_middle_of_a_long_prefill_interrupts_it() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await events.aclose()
-            await settle(lambda: not engine._worker._running)
-            assert runtime.batch_sizes == [512]
+            await settle(lambda: not engine._worker._roster.running)
+            assert len(runtime.batch_sizes) == 1
             assert not any(runtime.cells)
             gate.open(100)
             assert await answer(engine, completion("a", 3)) == answer_alone(b"a", 3)
@@ -718,7 +837,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
     runtime = FaultyRuntime(fault, at=1, gate=gate.semaphore)
 
     async def main() -> None:
-        engine = Engine("fake", runtime, max_queue=100)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=100))
         before = [
             asyncio.create_task(answer(engine, completion("a", 30, sampling=ENDLESS)))
             for _ in range(5)
@@ -746,7 +865,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
 def test_a_worker_that_dies_while_a_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         runtime = SlowTokenizer()
-        engine = Engine("fake", runtime, max_queue=100)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=100))
         tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(3)]
         await asyncio.to_thread(runtime.tokenizing.wait)
         monkeypatch.delattr(Worker, "_forget")
@@ -807,7 +926,7 @@ def test_closing_while_a_prompt_is_tokenized() -> None:
 def test_closing_twice_at_once() -> None:
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, max_queue=1)
+        engine = Engine("fake", runtime, policy=Policy(max_queue=1))
         first = asyncio.create_task(engine.close())
         second = asyncio.create_task(engine.close())
         await asyncio.sleep(0)

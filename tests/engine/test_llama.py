@@ -87,7 +87,7 @@ def runtime(loaded: LlamaRuntime) -> LlamaRuntime:
 
 
 def num_tokens_in(runtime: LlamaRuntime, slot: int) -> int:
-    return int(lib.llama_memory_seq_pos_max(runtime._memory, slot)) + 1
+    return int(lib.llama_memory_seq_pos_max(runtime._cells._memory, slot)) + 1
 
 
 def tokens_of(runtime: LlamaRuntime, text: str) -> list[int]:
@@ -563,7 +563,7 @@ def test_the_same_seed_gives_the_same_text_and_a_cancel_in_a_prefill_frees_all()
 
     async def main() -> None:
         runtime = LlamaRuntime(MODEL, PARAMS)
-        engine = Engine("smollm2", runtime, max_queue=4)
+        engine = Engine("smollm2", runtime)
         try:
             first, end = await generate(engine, sampled)
             assert first

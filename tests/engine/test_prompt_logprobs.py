@@ -69,6 +69,7 @@ def test_a_preempted_prompt_is_told_once_and_whole() -> None:
     """A stream that began before it grows into its cells, and the prompt is computed again."""
     runtime = FakeRuntime(num_cells=90, num_slots=2, max_outputs=2)
     bench = Bench(runtime)
+    bench.expect_short_answers()
     endless = SamplingParams(temperature=0, ignore_eos=True)
     bench.submit([1], 70, sampling=endless)
     for _ in range(15):

@@ -21,6 +21,7 @@ from llmserve.engine.messages import (
     Ended,
     Failed,
     Load,
+    QueueReport,
     Report,
     StepReport,
     StepStats,
@@ -28,26 +29,42 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
-from llmserve.engine.scheduler import Limits, Plan, plan_step
+from llmserve.engine.scheduler import Entries, Limits, Outlook, plan_entries
 from llmserve.engine.sequence import Sequence as EngineSequence
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
 from llmserve.testing import FakeRuntime, reference_greedy
 from tests.engine.solo import GREEDY, Answer, answer_alone
 
+ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
+
 
 class Bench:
     """A worker whose thread is never started; `step` does one round of its loop."""
 
-    def __init__(self, runtime: FakeRuntime) -> None:
+    def __init__(
+        self,
+        runtime: FakeRuntime,
+        *,
+        prefix_cache_bytes: int = 1 << 20,
+        target_itl_s: float = 0.15,
+        queue_timeout_s: float | None = None,
+    ) -> None:
         self.runtime = runtime
-        self.worker = Worker(runtime, self._note)
+        self.worker = Worker(
+            runtime,
+            self._note,
+            prefix_cache_bytes=prefix_cache_bytes,
+            target_itl_s=target_itl_s,
+            queue_timeout_s=queue_timeout_s,
+        )
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[SampledLogprob]] = {}
         self.prompts: dict[int, PromptLogprobs] = {}
         self.ends: dict[int, Finished | Failed] = {}
         self.stats: list[StepStats] = []
         self.loads: list[Load] = []
+        self.queues: list[QueueReport] = []
         self.ended: Ended | None = None
         self._num_submitted = 0
 
@@ -73,6 +90,8 @@ class Bench:
             self.stats.append(report.stats)
         if report.load:
             self.loads.append(report.load)
+        if report.queue:
+            self.queues.append(report.queue)
 
     def submit(
         self,
@@ -83,7 +102,11 @@ class Bench:
         stops: tuple[str, ...] = (),
         seed: int = 0,
         num_logprobs: int | None = None,
+        namespace: str = "",
         prompt_logprobs: bool = False,
+        is_batch: bool = False,
+        deterministic: bool = False,
+        accepted_s: float = 0.0,
     ) -> int:
         request_id = self._num_submitted
         self._num_submitted += 1
@@ -97,12 +120,20 @@ class Bench:
                 sampling=sampling,
                 stop=stops,
                 seed=seed,
-                accepted_s=0.0,
+                accepted_s=accepted_s,
                 num_logprobs=num_logprobs,
                 prompt_logprobs=prompt_logprobs,
+                namespace=namespace,
+                is_batch=is_batch,
+                deterministic=deterministic,
             )
         )
         return request_id
+
+    def expect_short_answers(self) -> None:
+        """As after many of them, so that too many enter and some are preempted."""
+        for _ in range(200):
+            self.worker._lengths.observe(1)
 
     @property
     def is_busy(self) -> bool:
@@ -129,18 +160,19 @@ class Bench:
     def check_books(self) -> None:
         """The invariants of `sequence.py`, against what the runtime really holds."""
         worker = self.worker
-        slots = [s.slot for s in worker._running if s.slot is not None]
-        assert sorted([*slots, *worker._free_slots]) == list(range(len(self.runtime.cells)))
-        for sequence in worker._running:
+        slots = [s.slot for s in worker._roster.running if s.slot is not None]
+        assert sorted([*slots, *worker._roster.free_slots]) == list(range(len(self.runtime.cells)))
+        for sequence in worker._roster.running:
             assert sequence.slot is not None
             cells = self.runtime.cells[sequence.slot]
             assert cells == sequence.tokens[: sequence.num_computed]
             assert sequence.num_pending > 0
-        assert not any(self.runtime.cells[slot] for slot in worker._free_slots)
-        for sequence in worker._waiting:
+        assert not any(self.runtime.cells[slot] for slot in worker._roster.free_slots)
+        worker._kv.check_integrity()
+        for sequence in worker._roster.waiting:
             assert sequence.slot is None
             assert sequence.num_computed == 0
-        arrivals = [s.arrival for s in worker._waiting]
+        arrivals = [s.arrival for s in worker._roster.waiting]
         assert arrivals == sorted(arrivals)
 
     def answer(self, request_id: int) -> Answer:
@@ -222,6 +254,7 @@ def test_everybody_gets_what_they_would_get_alone(
 ) -> None:
     """Whoever comes and goes, and whatever is preempted; the books balance after every step."""
     bench = Bench(FakeRuntime(num_cells=num_cells, num_slots=num_slots, max_batch=max_batch))
+    bench.expect_short_answers()
     expected: dict[int, Answer] = {}
     cancels: dict[int, list[int]] = {}
     step = 0
@@ -266,9 +299,13 @@ def test_the_references_agree() -> None:
         assert (answer.text, answer.num_generated) == (text, len(tokens))
 
 
-def test_preemption_changes_nobodys_answer() -> None:
+@pytest.mark.parametrize("prefix_cache_bytes", [0, 1 << 20])
+def test_preemption_changes_nobodys_answer(prefix_cache_bytes: int) -> None:
+    """Nor is anything computed twice where what leaves is parked."""
     rng = random.Random(1)
-    bench = Bench(FakeRuntime(num_cells=90, num_slots=4, max_batch=16))
+    runtime = FakeRuntime(num_cells=90, num_slots=4, max_batch=16)
+    bench = Bench(runtime, prefix_cache_bytes=prefix_cache_bytes)
+    bench.expect_short_answers()
     sampling = SamplingParams(temperature=0.9, ignore_eos=True, presence_penalty=0.3)
     expected = {}
     for seed in range(8):
@@ -282,7 +319,8 @@ def test_preemption_changes_nobodys_answer() -> None:
         for end in bench.ends.values()
         if isinstance(end, Finished)
     )
-    assert sum(bench.runtime.batch_sizes) > num_needed, "nothing was preempted: a useless test"
+    num_again = sum(bench.runtime.batch_sizes) - num_needed
+    assert (num_again > 0) == (prefix_cache_bytes == 0)
 
 
 # -- leaving -------------------------------------------------------------------------------------
@@ -293,18 +331,19 @@ def test_cancel_while_waiting_running_and_mid_prefill() -> None:
     stream = bench.submit([1, 2, 3], 100)
     bench.step()
     prefill = bench.submit([5] * 300, 10)
+    bench.step()
     waiting = bench.submit([6], 10)
     bench.step()
     worker = bench.worker
-    assert [s.id for s in worker._running] == [stream, prefill]
-    assert [s.id for s in worker._waiting] == [waiting]
+    assert [s.id for s in worker._roster.running] == [stream, prefill]
+    assert [s.id for s in worker._roster.waiting] == [waiting]
     worker.cancel(waiting)
     bench.step()
-    assert not worker._waiting
+    assert not worker._roster.waiting
     worker.cancel(prefill)
     bench.step()
-    assert [s.id for s in worker._running] == [stream]
-    assert sum(map(len, bench.runtime.cells)) == worker._running[0].num_computed
+    assert [s.id for s in worker._roster.running] == [stream]
+    assert sum(map(len, bench.runtime.cells)) == worker._roster.running[0].num_computed
     worker.cancel(stream)
     bench.step()
     assert not bench.is_busy
@@ -332,12 +371,15 @@ def test_a_cancel_that_comes_while_the_step_is_planned_still_interrupts_it(
     request_id = bench.submit([1] * 1000, 10)
 
     def plan_and_cancel(
-        running: Sequence[EngineSequence], waiting: Sequence[EngineSequence], limits: Limits
-    ) -> Plan:
+        running: Sequence[EngineSequence],
+        waiting: Sequence[EngineSequence],
+        limits: Limits,
+        outlook: Outlook,
+    ) -> Entries:
         bench.worker.cancel(request_id)
-        return plan_step(running, waiting, limits)
+        return plan_entries(running, waiting, limits, outlook)
 
-    monkeypatch.setattr(worker_module, "plan_step", plan_and_cancel)
+    monkeypatch.setattr(worker_module, "plan_entries", plan_and_cancel)
     bench.step()
     assert bench.runtime.batch_sizes == []
     bench.step()
@@ -406,12 +448,27 @@ class CrampedRuntime(FakeRuntime):
     """Promises more cells than it has."""
 
     num_real_cells = 60
+    computed = 0
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         size = sum(len(chunk.tokens) for chunk in chunks)
         if sum(map(len, self.cells)) + size > self.num_real_cells:
             raise OutOfCellsError
+        self.computed += size
         return super().decode(chunks)
+
+
+def test_without_cells_the_batch_shrinks_before_anybody_leaves() -> None:
+    """Sixty cells: the prompt's last tokens fit only in small parts, but they do."""
+    bench = Bench(runtime := CrampedRuntime(num_cells=400))
+    stream = bench.submit([1] * 10, 6, sampling=ENDLESS)
+    bench.step()
+    prompt = bench.submit([2] * 42, 2, sampling=ENDLESS)
+    bench.run()
+    assert bench.answer(stream) == answer_alone([1] * 10, 6, sampling=ENDLESS)
+    assert bench.answer(prompt) == answer_alone([2] * 42, 2, sampling=ENDLESS)
+    needed = 10 + 5 + 42 + 1
+    assert runtime.computed == needed, "somebody was computed again"
 
 
 def test_a_runtime_with_fewer_cells_than_it_says_serves_one_after_the_other() -> None:
@@ -421,17 +478,58 @@ def test_a_runtime_with_fewer_cells_than_it_says_serves_one_after_the_other() ->
     last = bench.submit([10] * 30, 20)
     bench.run()
     assert [bench.answer(i) for i in ids] == [answer_alone([n] * 30, 20) for n in range(4)]
-    assert bench.ends[too_large] == Failed("the KV cache cannot hold this request")
+    assert bench.ends[too_large] == Failed(
+        "the KV cache cannot hold this request: llama.cpp found no cell for its token 61"
+    )
     assert bench.answer(last) == answer_alone([10] * 30, 20)
 
 
-def test_a_failed_decode_fails_its_own_batch_only() -> None:
-    bench = Bench(FaultyRuntime({2: EngineError("code -3")}, num_slots=2))
-    doomed = [bench.submit([n], 10) for n in range(2)]
-    waiting = bench.submit([7], 10)
+class PoisonRuntime(FakeRuntime):
+    """Every step with a sequence that begins with 13 fails, having written its cells."""
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        logits = super().decode(chunks)
+        if any(self.cells[chunk.slot][0] == 13 for chunk in chunks):
+            raise EngineError("code -3")
+        return logits
+
+
+def test_a_step_that_fails_fails_only_who_makes_it_fail() -> None:
+    bench = Bench(PoisonRuntime())
+    ids = [bench.submit([n] * 3, 10) for n in (11, 12)]
+    bench.step()
+    poison = bench.submit([13] * 3, 10)
+    ids.append(bench.submit([14], 10))
     bench.run()
-    assert [bench.ends[i] for i in doomed] == [Failed("code -3")] * 2
-    assert bench.answer(waiting) == answer_alone([7], 10)
+    assert bench.ends[poison] == Failed("code -3")
+    prompts = ([11] * 3, [12] * 3, [14])
+    assert [bench.answer(i) for i in ids] == [answer_alone(p, 10) for p in prompts]
+
+
+def test_a_step_that_fails_once_fails_nobody() -> None:
+    bench = Bench(FaultyRuntime({2: EngineError("code -3"), 3: AbortedError()}, writes=True))
+    ids = [bench.submit([n], 10) for n in range(3)]
+    bench.run()
+    assert [bench.answer(i) for i in ids] == [answer_alone([n], 10) for n in range(3)]
+
+
+def test_if_the_machine_is_broken_everybody_fails() -> None:
+    bench = Bench(FaultyRuntime({n: EngineError("code -3") for n in range(2, 1000)}, num_slots=2))
+    ids = [bench.submit([n], 10) for n in range(3)]
+    bench.run()
+    assert [bench.ends[i] for i in ids] == [Failed("code -3")] * 3
+
+
+def test_a_suspect_that_leaves_holds_up_nobody() -> None:
+    bench = Bench(FaultyRuntime({1: EngineError("code -3")}))
+    ids = [bench.submit([n], 10, sampling=ENDLESS) for n in range(3)]
+    bench.step()
+    bench.step()
+    assert len(bench.worker._setbacks.suspects) == 3
+    bench.worker.cancel(ids[0])
+    bench.run()
+    for n in (1, 2):
+        assert bench.answer(ids[n]) == answer_alone([n], 10, sampling=ENDLESS)
 
 
 class NanRuntime(FakeRuntime):
@@ -618,7 +716,7 @@ def test_stats_count_tokens_by_kind() -> None:
     sampling = SamplingParams(temperature=0, ignore_eos=True)
     bench.submit([1, 2, 3], 10, sampling=sampling)
     bench.submit([4] * 40, 10, sampling=sampling)
-    bench.submit([5], 10, sampling=sampling)
+    bench.submit([5] * 50, 10, sampling=sampling)
     bench.step()
     bench.step()
     first, second = bench.stats
@@ -672,7 +770,7 @@ def test_a_step_is_one_report() -> None:
     assert worker._drain()
     worker._step()
     load, step = reports
-    assert load == StepReport([], None, Load(3, 0))
+    assert load == StepReport([], None, Load(3, 0), entered=(0, 1, 2))
     assert isinstance(step, StepReport)
     assert step.stats
     assert {request_id for request_id, _ in step.replies} == {0, 1, 2}

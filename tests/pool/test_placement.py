@@ -5,15 +5,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.errors import ModelFileError
-from llmserve.pool.placement import MAX_SEQUENCES, MIN_CONTEXT_LENGTH, MIN_OUTPUTS, place
+from llmserve.pool.placement import (
+    CACHE_SHARE,
+    MAX_SEQUENCES,
+    MIN_CONTEXT_LENGTH,
+    MIN_OUTPUTS,
+    place,
+)
 from llmserve.registry.gguf import ModelFiles, read_model
+from llmserve.registry.units import Size
 from tests.pool.fakes import make_spec
-from tests.tiny_models import write_llama
+from tests.tiny_encoders import write_bert
+from tests.tiny_models import write_gemma3, write_llama
 
 PLENTY = 1 << 40
 
@@ -33,15 +41,16 @@ def test_with_plenty_of_memory_it_is_the_training_length(model: ModelFiles) -> N
 
 @given(share=st.floats(0, 1))
 def test_with_less_it_is_the_largest_that_fits(model: ModelFiles, share: float) -> None:
-    most = place(make_spec("a"), model, PLENTY, frozenset())
-    least = place(make_spec("a", context_length=MIN_CONTEXT_LENGTH), model, 0, frozenset())
+    spec = make_spec("a", prefix_cache=Size(0))
+    most = place(spec, model, PLENTY, frozenset())
+    least = place(replace(spec, context_length=MIN_CONTEXT_LENGTH), model, 0, frozenset())
     budget = int(least.size_bytes + share * (most.size_bytes - least.size_bytes))
-    placement = place(make_spec("a"), model, budget, frozenset())
+    placement = place(spec, model, budget, frozenset())
     assert placement.size_bytes <= budget
     assert MIN_CONTEXT_LENGTH <= placement.context_length <= most.context_length
     if placement.context_length < most.context_length:
-        longer = make_spec(
-            "a", context_length=placement.context_length + 256, max_concurrency=MAX_SEQUENCES
+        longer = replace(
+            spec, context_length=placement.context_length + 256, max_concurrency=MAX_SEQUENCES
         )
         assert place(longer, model, budget, frozenset()).size_bytes > budget
 
@@ -56,6 +65,39 @@ def test_what_the_config_says_is_obeyed(model: ModelFiles) -> None:
     spec = make_spec("a", context_length=300, max_concurrency=3)
     placement = place(spec, model, PLENTY, frozenset())
     assert (placement.context_length, placement.max_sequences) == (300, 3)
+
+
+@given(budget=st.integers(0, 1 << 28))
+def test_an_open_prefix_cache_takes_what_is_left_of_its_share(
+    model: ModelFiles, budget: int
+) -> None:
+    without = place(make_spec("a", prefix_cache=Size(0)), model, budget, frozenset())
+    placement = place(make_spec("a"), model, budget, frozenset())
+    assert 0 <= placement.prefix_cache_bytes <= budget * CACHE_SHARE
+    if without.size_bytes <= budget:
+        assert placement.size_bytes <= budget
+    if budget >= 1 << 27:
+        assert placement.prefix_cache_bytes > 1 << 20
+        assert placement.context_length == without.context_length
+
+
+def test_a_given_prefix_cache_is_part_of_what_is_needed(model: ModelFiles) -> None:
+    without = place(make_spec("a", prefix_cache=Size(0)), model, PLENTY, frozenset())
+    placement = place(make_spec("a", prefix_cache=Size(1 << 30)), model, PLENTY, frozenset())
+    assert without.prefix_cache_bytes == 0
+    assert placement.prefix_cache_bytes == 1 << 30
+    assert placement.size_bytes == without.size_bytes + (1 << 30)
+    assert place(make_spec("a", prefix_cache=Size(1 << 30)), model, 1 << 20, frozenset()).size_bytes
+
+
+def test_a_sliding_window_keeps_all_cells_where_they_fit(tmp_path: Path) -> None:
+    gemma = read_model(write_gemma3(tmp_path / "gemma.gguf", window=64, layers=12))
+    spec = make_spec("a", prefix_cache=Size(0), max_concurrency=1)
+    full = place(spec, gemma, PLENTY, frozenset())
+    assert full.full_window
+    less = place(spec, gemma, full.size_bytes - 1, frozenset())
+    assert not less.full_window
+    assert less.context_length == full.context_length, "and not a shorter context instead"
 
 
 # -- embeddings ----------------------------------------------------------------------------------
@@ -104,8 +146,8 @@ def test_there_are_rows_for_prompts_and_they_are_counted(
     placement = place(spec, model, PLENTY, frozenset())
     assert placement.max_outputs == MIN_OUTPUTS
     many = place(make_spec("a", max_concurrency=MIN_OUTPUTS + 1), model, PLENTY, frozenset())
-    assert many.max_outputs == MIN_OUTPUTS + 1
+    assert many.max_outputs == MIN_OUTPUTS + 2  # the runtime has a sequence of its own
     monkeypatch.setattr("llmserve.pool.placement.MIN_OUTPUTS", 3)
     few = place(spec, model, PLENTY, frozenset())
     vocab_size = 320
-    assert placement.size_bytes - few.size_bytes >= (MIN_OUTPUTS - 3) * 4 * vocab_size
+    assert placement.size_bytes - few.size_bytes >= (MIN_OUTPUTS - 4) * 4 * vocab_size

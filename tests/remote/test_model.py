@@ -16,6 +16,7 @@ from llmserve.core import (
     EventStream,
     FinishReason,
     Message,
+    Queued,
     Request,
     Started,
     Tool,
@@ -450,6 +451,6 @@ async def fold(events: EventStream) -> Folded:
         assert isinstance(started, Started)
         folded = Folded(started)
         async for event in events:
-            assert not isinstance(event, Started)
+            assert not isinstance(event, Started | Queued)
             folded.add(event)
     return folded

@@ -20,7 +20,7 @@ from llmserve import core
 from llmserve.api.answer import Folded, sse_event
 from llmserve.api.merge import Indexed
 from llmserve.api.schemas.openai import Body, CompletionTokensDetails, PromptTokensDetails, Usage
-from llmserve.core import Finished, FinishReason, Part, Started
+from llmserve.core import Finished, FinishReason, Part, Queued, Started
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
 
@@ -78,16 +78,20 @@ def finish_reason(reason: FinishReason) -> str:
 
 
 def total_usage(usages: Sequence[core.Usage], num_choices: int) -> Usage:
-    """Of all generations, in their order: the prompt of each `num_choices` counts once."""
-    prompts = usages[::num_choices]
-    num_prompt = sum(usage.prompt_tokens for usage in prompts)
+    """Of all generations, in their order: the prompt of each `num_choices` counts once.
+
+    One of them may compute what the others share: what none had to compute is cached.
+    """
+    prompts = [usages[i : i + num_choices] for i in range(0, len(usages), num_choices)]
+    num_prompt = sum(choices[0].prompt_tokens for choices in prompts)
+    num_cached = sum(min(usage.cached_tokens for usage in choices) for choices in prompts)
     num_generated = sum(usage.generated_tokens for usage in usages)
     num_thought = sum(usage.reasoning_tokens for usage in usages)
     return Usage(
         prompt_tokens=num_prompt,
         completion_tokens=num_generated,
         total_tokens=num_prompt + num_generated,
-        prompt_tokens_details=PromptTokensDetails(sum(u.cached_tokens for u in prompts)),
+        prompt_tokens_details=PromptTokensDetails(num_cached),
         completion_tokens_details=CompletionTokensDetails(num_thought) if num_thought else UNSET,
     )
 
@@ -116,6 +120,8 @@ class StreamEncoder(ABC):
             case Started():
                 self._models[index] = event.model
                 return self._chunk(index, self.start(index))
+            case Queued():
+                return b""
             case Finished():
                 self._usages[index] = event.usage
                 return self._chunk(index, self.finish(index, event)) + self._end()

@@ -79,6 +79,8 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         stop=stop_strings(wire.stop),
         num_logprobs=_num_logprobs(wire),
         constraint=structured_constraint(wire, _constraint(wire.response_format)),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
         tool_use=tool_use(wire),
         reasoning_effort=wire.reasoning_effort,
         template_variables=wire.chat_template_kwargs or {},

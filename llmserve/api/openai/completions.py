@@ -80,6 +80,8 @@ def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[co
         num_logprobs=0 if wire.logprobs is None and is_choosy else wire.logprobs,
         prompt_logprobs=bool(wire.echo) and wire.logprobs is not None,
         constraint=structured_constraint(wire),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
     )
     return [
         msgspec.structs.replace(base, seed=seed, **_as_field(prompt))

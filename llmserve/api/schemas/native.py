@@ -15,7 +15,7 @@ from llmserve.api.schemas.fields import (
     StopStrings,
     Temperature,
 )
-from llmserve.core import FinishReason, Mode, Timings
+from llmserve.core import FinishReason, Mode, Priority, Timings
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -78,6 +78,8 @@ class InferenceRequest(Struct, forbid_unknown_fields=True):
     details: bool | None = None
     parameters: Parameters | None = None
     response_format: ResponseFormat | None = None
+    priority: Priority | None = None
+    deterministic: bool | None = None
 
 
 class Details(Struct):

@@ -18,6 +18,7 @@ from llmserve.api.schemas.fields import (
     StopStrings,
     Temperature,
 )
+from llmserve.core import Priority
 
 
 def refused_but(*harmless: object) -> Meta:
@@ -65,6 +66,8 @@ class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: MinP | None = None
     ignore_eos: bool | None = None
+    priority: Priority | None = None  # ours, as is `deterministic`
+    deterministic: bool | None = None
 
     cache_prompt: Inert = None
 

@@ -35,6 +35,7 @@ from llmserve.core import (
     Finished,
     FinishReason,
     PromptLogprobs,
+    Queued,
     Started,
     Usage,
 )
@@ -58,7 +59,7 @@ class ResponseBuilder:
                 )
             case Finished():
                 return self._numbered(self._finish(event))
-            case PromptLogprobs():  # not asked for
+            case PromptLogprobs() | Queued():  # not asked for; not told here
                 return []
             case _:
                 return self._numbered(self._grow(event))

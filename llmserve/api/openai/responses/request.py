@@ -71,6 +71,8 @@ def to_core(wire: ResponsesRequest) -> core.Request:
         seed=seed,
         num_logprobs=(wire.top_logprobs or 0) if wants_logprobs(wire) else None,
         constraint=_constraint(text.format),
+        priority=wire.priority or "interactive",
+        deterministic=bool(wire.deterministic),
         tool_use=_tool_use(wire),
         reasoning_effort=reasoning.effort,
     )

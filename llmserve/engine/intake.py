@@ -1,0 +1,51 @@
+"""A submitted request -> a sequence that can be scheduled."""
+
+from llmserve.engine.constraint import Compiler
+from llmserve.engine.logprobs import LogprobStream, PromptScores
+from llmserve.engine.messages import Submit
+from llmserve.engine.output import TextStream
+from llmserve.engine.reading import Reader
+from llmserve.engine.runtime import Runtime
+from llmserve.engine.sampling import Sampler
+from llmserve.engine.sequence import Sequence
+
+
+def make_sequence(submit: Submit, arrival: int, runtime: Runtime, compiler: Compiler) -> Sequence:
+    """`compiler` has prepared the constraint, if there is one."""
+    info = runtime.info
+    return Sequence(
+        id=submit.id,
+        arrival=arrival,
+        tokens=list(submit.tokens),
+        max_len=submit.max_len,
+        sampler=Sampler(
+            submit.sampling,
+            seed=submit.seed,
+            vocab_size=info.vocab_size,
+            eog_tokens=info.eog_tokens,
+        ),
+        text=Reader(submit.reading, submit.stop) if submit.reading else TextStream(submit.stop),
+        accepted_s=submit.accepted_s,
+        logprobs=_logprob_stream(submit),
+        prompt_scores=_prompt_scores(submit, runtime),
+        matcher=compiler.take(submit.id) if submit.constraint else None,
+        reading=submit.reading,
+        is_batch=submit.is_batch,
+        deterministic=submit.deterministic,
+        namespace=submit.namespace,
+    )
+
+
+def _logprob_stream(submit: Submit) -> LogprobStream | None:
+    if submit.num_logprobs is None:
+        return None
+    return LogprobStream(submit.num_logprobs, lists_end=submit.prompt_logprobs)
+
+
+def _prompt_scores(submit: Submit, runtime: Runtime) -> PromptScores | None:
+    if not submit.prompt_logprobs:
+        return None
+    assert submit.num_logprobs is not None, "checked by the engine"
+    return PromptScores(
+        submit.tokens, submit.num_logprobs, lambda token: runtime.detokenize([token])
+    )

