@@ -22,6 +22,7 @@ from llmserve.core import (
     Finished,
     FinishReason,
     Mode,
+    Priority,
     Request,
     Started,
     Timings,
@@ -44,6 +45,7 @@ from llmserve.remote.client import Link, OpenAnswer, fetch
 from llmserve.remote.failure import Asked, AttemptError, BrokenAnswerError, broken
 from llmserve.remote.openai import OpenAIProtocol
 from llmserve.remote.protocol import Call, ProviderProtocol, not_honoured
+from llmserve.remote.slots import Slots
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -69,7 +71,6 @@ class RemoteModel:
         self.provider = spec.remote
         self.addresses = Addresses(self.provider.urls, on_attempt)
         self.num_active = 0  # requests that are answered, or wait for it
-        self.num_waiting = 0  # for a slot
         self.last_used_s = 0.0  # unix time
         self._key = environment.get(self.provider.api_key_env or "", "").strip() or None
         self.remote_model = self.provider.remote_model or spec.name
@@ -77,7 +78,7 @@ class RemoteModel:
         self._connect = connect
         self._link: Link | None = None
         self._linking = asyncio.Lock()
-        self._slots = asyncio.Semaphore(spec.max_concurrency) if spec.max_concurrency else None
+        self._slots = Slots(spec.max_concurrency)
         self._opening: set[asyncio.Timeout] = set()
         self._answers: set[OpenAnswer] = set()
         self._is_closed = False
@@ -88,6 +89,11 @@ class RemoteModel:
         """ready, or the state of the best address's breaker."""
         state = self.addresses.state
         return "ready" if state is BreakerState.CLOSED else state
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return self._slots.num_waiting
 
     async def generate(self, request: Request) -> EventStream:
         """`Started`, parts, `Finished`. Leaving early ends the request at the provider.
@@ -100,7 +106,7 @@ class RemoteModel:
         clock = _Clock()
         async with self._counted(), AsyncExitStack() as held:
             async with self._deadline() as deadline:
-                await self._take_slot(held)
+                await self._take_slot(request.priority, held)
                 clock.slot_s = time.monotonic()
                 answer = await self._open(request, mode, call, deadline, held)
             clock.first_s = time.monotonic()
@@ -135,7 +141,7 @@ class RemoteModel:
                 raise broken(asked, error) from error
 
         async with self._counted(), AsyncExitStack() as held, self._deadline() as deadline:
-            await self._take_slot(held)
+            await self._take_slot("interactive", held)
             _, (vectors, num_tokens) = await self._try(attempt, deadline)
         return Embeddings(self.spec.name, vectors, num_tokens)
 
@@ -224,21 +230,15 @@ class RemoteModel:
             if deadline:
                 self._opening.discard(deadline)
 
-    async def _take_slot(self, held: AsyncExitStack) -> None:
+    async def _take_slot(self, priority: Priority, held: AsyncExitStack) -> None:
         """Raises `QueueFullError`."""
-        if self._slots is None:
-            return
-        if self._slots.locked() and self.num_waiting >= self.spec.max_queue:
+        if self._slots.is_full and self.num_waiting >= self.spec.max_queue:
             raise QueueFullError(
                 f"model {self.spec.name!r} answers {self.spec.max_concurrency} requests at a time"
                 f" and {self.num_waiting} more are waiting; try again later",
                 retry_after_s=1,
             )
-        self.num_waiting += 1
-        try:
-            await held.enter_async_context(self._slots)
-        finally:
-            self.num_waiting -= 1
+        await held.enter_async_context(self._slots.slot(priority))
 
     async def _open(
         self,

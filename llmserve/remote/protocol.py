@@ -18,7 +18,8 @@ from llmserve.remote.sse import SseEvent
 # For protocols whose own default is none, or a few tokens: the most that all their models take.
 DEFAULT_MAX_TOKENS = 4096
 
-_NOT_ASKED = ("model", "mode", "sampling")  # ours, or looked into
+# Not for the provider: ours, or looked into. What it caches, and for whom, is its own affair.
+_NOT_ASKED = ("model", "mode", "sampling", "priority", "cache_namespace")
 _PARAMS = {  # as the native dialect calls them
     "num_logprobs": "logprobs",
     "prompt_logprobs": "echo",

@@ -73,7 +73,8 @@ def settle(service: FakeService, upstream: h.Hostile, num_tasks: int) -> None:
     wait_until(lambda: service.gateway.num_active == 0, "the gateway to be idle")
     assert (model.num_active, model.num_waiting) == (0, 0)
     assert [address.num_active for address in model.addresses.all] == [0]
-    assert model._slots._value == service.config.names["cloud"].max_concurrency
+    model._slots.check_integrity()
+    assert model._slots._num_free == service.config.names["cloud"].max_concurrency
     assert not model._opening
     assert not model._answers
     wait_until(lambda: upstream.num_running == 0, "the provider's side to be told")

@@ -158,6 +158,35 @@ def test_requests_beyond_max_concurrency_wait_and_beyond_max_queue_are_refused(
         assert [each.result().status_code for each in running] == [200] * 3
 
 
+def test_interactive_requests_get_the_next_slot(upstream: h.Hostile) -> None:
+    gate = Gate()
+    upstream.play(gate.script())
+    with (
+        remote_service(provider(upstream.url), max_concurrency=1) as service,
+        ThreadPoolExecutor() as pool,
+    ):
+        model = service.gateway.remotes.model(service.config.names["cloud"])
+        asks = [{**ASK, "prompt": "first"}, {**ASK, "prompt": "late", "priority": "batch"}, ASK]
+        running = []
+        for number, ask in enumerate(asks):
+            running.append(pool.submit(service.post, ask))
+            wait_until(functools.partial(waiting, model, upstream, number))
+        gate.open(upstream)
+        assert [each.result().status_code for each in running] == [200] * 3
+    prompts = [request.body["messages"][0]["content"] for request in upstream.requests]
+    assert prompts == ["first", "hi", "late"]
+
+
+def waiting(model: Any, upstream: h.Hostile, count: int) -> bool:
+    return model.num_waiting == count and upstream.num_running == 1
+
+
+def test_what_only_an_engine_here_can_promise_is_refused(upstream: h.Hostile) -> None:
+    with remote_service(provider(upstream.url)) as service:
+        response = service.post({**ASK, "deterministic": True})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "deterministic")
+
+
 def test_waiting_for_a_slot_ends_with_the_timeout(upstream: h.Hostile) -> None:
     gate = Gate()
     upstream.play(gate.script(h.delta("Hel")))
