@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from llguidance import LLMatcher
 
 from llmserve.core import Delta, Finished, FinishReason, PromptLogprobs, Timings, Usage
+from llmserve.engine.drafting import Drafter
 from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.output import TextStream
 from llmserve.engine.sampling import Sampler
@@ -29,6 +30,7 @@ class Sequence:
     accepted_s: float  # this and the following: seconds on the monotonic clock
     logprobs: LogprobStream | None = None  # where they were asked for
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
+    drafter: Drafter | None = None  # where its next tokens may be guessed
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
     namespace: str = ""  # whose cache it may use
     is_batch: bool = False  # nobody waits for it

@@ -8,7 +8,7 @@ ends, its last report is `Ended`; the runtime belongs to whoever made it, and ou
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 
 import msgspec
@@ -40,6 +40,7 @@ from llmserve.engine.scheduler import (
     Limits,
     Outlook,
     Work,
+    add_drafts,
     has_room,
     in_age,
     plan_entries,
@@ -67,6 +68,7 @@ class Worker:
         *,
         target_itl_s: float = DEFAULT_TARGET_ITL_S,
         queue_timeout_s: float | None = None,
+        speculation: bool = True,
         prefix_cache_bytes: int = 0,
         disk: DiskOptions | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Worker:
             target_itl_s=target_itl_s,
         )
         self._queue_timeout_s = queue_timeout_s
+        self._drafts = speculation and limits.can_cut  # a wrong guess has to go again
         self._costs = Costs()
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -166,7 +169,9 @@ class Worker:
     def _accept(self, submit: Submit) -> None:
         self._num_arrivals += 1
         try:
-            sequence = make_sequence(submit, self._num_arrivals, self._runtime, self._compiler)
+            sequence = make_sequence(
+                submit, self._num_arrivals, self._runtime, self._compiler, drafts=self._drafts
+            )
         except Exception:  # parameters that somebody above should have refused
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
@@ -195,14 +200,16 @@ class Worker:
         logits = self._decode(work)
         if logits is None:
             return
-        replies, ended = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
+        outcome = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
         step_s = time.monotonic() - begin_s
         self._kv.note(work)
-        for sequence in ended:
+        self._rewind(w for w in work if w.draft)  # cells of guesses that were wrong
+        for sequence in outcome.ended:
             self._lengths.observe(sequence.num_generated)
             self._remove(sequence)
         self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
-        self._tell(replies, msgspec.structs.replace(stats, step_s=step_s))
+        stats = msgspec.structs.replace(stats, step_s=step_s, num_accepted=outcome.num_accepted)
+        self._tell(outcome.replies, stats)
 
     def _change_slots(self, outlook: Outlook) -> None:
         """Let go whom there is no room for, or else let in whom there is room for."""
@@ -233,17 +240,20 @@ class Worker:
         work = plan_work(self._roster.running, limits, outlook)
         if self._suspects:
             suspect = self._suspects[0]
-            work = [w for w in work if w.sequence is suspect] or [Work(suspect, 1)]
-        return work
+            return [w for w in work if w.sequence is suspect] or [Work(suspect, 1)]
+        return add_drafts(work, limits, outlook, used_cells(self._roster.running))
 
     def _expect(self, work: list[Work]) -> StepStats:
         """What `work` is, and how long it should take; told once it is done."""
-        num_tokens = sum(w.num_tokens for w in work)
-        num_decoded = sum(w.num_tokens == 1 for w in work)
+        num_drafted = sum(len(w.draft) for w in work)
+        num_tokens = sum(w.num_tokens for w in work) + num_drafted
+        num_decoded = sum(w.num_tokens == 1 for w in work) + num_drafted
         num_cells = used_cells(self._roster.running)
         num_prefilled = num_tokens - num_decoded
         expected_s = self._costs.step_s(num_decoded, num_prefilled, num_cells)
-        return StepStats(num_decoded, num_prefilled, num_cells, expected_s=expected_s)
+        return StepStats(
+            num_decoded, num_prefilled, num_cells, expected_s=expected_s, num_drafted=num_drafted
+        )
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
         self._reporter.tell(replies, self._outlook(), stats)
@@ -276,9 +286,10 @@ class Worker:
 
     # -- what can go wrong ------------------------------------------------------------------
 
-    def _rewind(self, work: list[Work]) -> None:
-        for sequence, _ in work:  # parts of the batch may have been written
-            self._roster.rewind(sequence)
+    def _rewind(self, work: Iterable[Work]) -> None:
+        """Empty the cells that are not booked."""
+        for each in work:
+            self._roster.rewind(each.sequence)
 
     def _shrink(self, work: list[Work]) -> None:
         """llama.cpp found no cells, though the books say that there are: try with less.
@@ -340,12 +351,12 @@ class Worker:
 
 
 def _chunk(work: Work) -> Chunk:
-    sequence, num_tokens = work
-    end = sequence.num_computed + num_tokens
+    sequence = work.sequence
+    end = sequence.num_computed + work.num_tokens
     return Chunk(
         slot=slot_of(sequence),
         start=sequence.num_computed,
-        tokens=sequence.tokens[sequence.num_computed : end],
+        tokens=[*sequence.tokens[sequence.num_computed : end], *work.draft],
         wants_logits=work.is_last,
-        wants_all=sequence.wants_all_rows,
+        wants_all=sequence.wants_all_rows or bool(work.draft),
     )
