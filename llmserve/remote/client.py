@@ -34,6 +34,7 @@ from llmserve.remote.sse import SseReader, SseTooLongError
 
 MAX_ERROR_BYTES = 64 << 10
 LINGER_S = 0.2  # for the end of a response whose last event has come
+LANE_SIZE = 16  # requests of one client at the same time
 KEEP_ALIVE_S = 60.0  # an idle connection: another one costs a TLS handshake
 
 # At debug they write every header, and the key is one.
@@ -42,8 +43,20 @@ for _name in ("hpack", "httpcore2"):
 mend()
 
 
+class _Lane:
+    """A client of httpx2 and how many requests it has now."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self.client = client
+        self.num_active = 0
+
+
 class Link:
-    """The connection to one provider, all of its addresses. Used and closed on one event loop."""
+    """The connection to one provider, all of its addresses. Used and closed on one event loop.
+
+    httpx2's pool looks at all of its connections for every request, which for 64 of them takes
+    longer than the request. So there are several pools, each used when those before are full.
+    """
 
     def __init__(
         self,
@@ -57,34 +70,59 @@ class Link:
         """`silence_s` is how long a provider may say nothing within an answer."""
         self.silence_s = silence_s
         self.bounds = bounds
+        self._headers = headers
+        self._ssl_context = ssl_context
+        self._uses_proxies = uses_proxies
         self._urls: dict[str, httpx2.URL] = {}
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            verify=ssl_context,
-            http2=True,
-            trust_env=uses_proxies,
-            timeout=httpx2.Timeout(None, connect=bounds.connect_s),
-            limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S
-            ),
-        )
+        self._lanes = [self._make_lane()]
+        self._lane_of: dict[httpx2.Response, _Lane] = {}
 
-    async def post(self, url: str, body: bytes) -> httpx2.Response:
-        """The head of the answer. Whoever gets it closes it."""
-        request = self._client.build_request("POST", self._parse(url), content=body)
-        return await self._client.send(request, stream=True)
+    async def send(self, method: str, url: str, body: bytes | None = None) -> httpx2.Response:
+        """The head of the answer. Whoever gets it gives it back to `release`."""
+        lane = self._free_lane()
+        lane.num_active += 1
+        try:
+            request = lane.client.build_request(method, self._parse(url), content=body)
+            response = await lane.client.send(request, stream=True)
+        except BaseException:
+            lane.num_active -= 1
+            raise
+        self._lane_of[response] = lane
+        return response
+
+    async def release(self, response: httpx2.Response) -> None:
+        """Close it, and with it the request, if it has not ended."""
+        self._lane_of.pop(response).num_active -= 1
+        await response.aclose()
+
+    async def close(self) -> None:
+        for lane in self._lanes:
+            await lane.client.aclose()
+
+    def _free_lane(self) -> _Lane:
+        for lane in self._lanes:
+            if lane.num_active < LANE_SIZE:
+                return lane
+        self._lanes.append(self._make_lane())
+        return self._lanes[-1]
+
+    def _make_lane(self) -> _Lane:
+        return _Lane(
+            httpx2.AsyncClient(
+                headers=self._headers,
+                verify=self._ssl_context,
+                http2=True,
+                trust_env=self._uses_proxies,
+                timeout=httpx2.Timeout(None, connect=self.bounds.connect_s),
+                limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+            )
+        )
 
     def _parse(self, url: str) -> httpx2.URL:
         """There are a few of them, and each takes as long as the rest of a request."""
         if url not in self._urls:
             self._urls[url] = httpx2.URL(url)
         return self._urls[url]
-
-    async def get(self, url: str) -> httpx2.Response:
-        return await self._client.get(url)
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
 
 class OpenAnswer:
@@ -113,7 +151,7 @@ class OpenAnswer:
         response: httpx2.Response | None = None
         answer: Self | None = None
         try:
-            response = await link.post(url + call.path, call.body)
+            response = await link.send("POST", url + call.path, call.body)
             await _check_head(response, asked, "text/event-stream")
             answer = cls(response, link, decoder, asked)
             await answer._fill()
@@ -121,7 +159,7 @@ class OpenAnswer:
             if answer is not None:
                 await answer.close()
             elif response is not None:
-                await response.aclose()
+                await link.release(response)
             if (told := _explain(error, asked, is_connected=response is not None)) is None:
                 raise
             raise told from error
@@ -162,7 +200,7 @@ class OpenAnswer:
                             pass
         finally:
             await self._chunks.aclose()
-            await self._response.aclose()
+            await self._link.release(self._response)
 
     async def _refill(self) -> None:
         """The next parts; none at the end."""
@@ -208,9 +246,9 @@ async def fetch(link: Link, url: str, call: Call, asked: Asked) -> bytes:
     """A whole answer in JSON. Raises `AttemptError`. The caller has a deadline."""
     response: httpx2.Response | None = None
     try:
-        response = await link.post(url + call.path, call.body)
+        response = await link.send("POST", url + call.path, call.body)
         await _check_head(response, asked, "application/json")
-        body = await _read_bounded(response, link.bounds.answer_bytes + 1)
+        body = await read_bounded(response, link.bounds.answer_bytes + 1)
         if len(body) > link.bounds.answer_bytes:
             raise _too_much(link)
     except BaseException as error:
@@ -219,7 +257,7 @@ async def fetch(link: Link, url: str, call: Call, asked: Asked) -> bytes:
         raise told from error
     finally:
         if response is not None:
-            await response.aclose()
+            await link.release(response)
     return body
 
 
@@ -230,7 +268,7 @@ def _too_much(link: Link) -> BrokenAnswerError:
 async def _check_head(response: httpx2.Response, asked: Asked, wanted: str) -> None:
     """Raises `AttemptError` unless an answer of that type follows."""
     if response.status_code != 200:
-        body = await _read_bounded(response, MAX_ERROR_BYTES)
+        body = await read_bounded(response, MAX_ERROR_BYTES)
         raise from_status(asked, response.status_code, response.headers, body)
     kind = response.headers.get("content-type", "nothing").partition(";")[0].strip().lower()
     if kind != wanted:
@@ -239,7 +277,8 @@ async def _check_head(response: httpx2.Response, asked: Asked, wanted: str) -> N
         raise BrokenAnswerError("compressed its answer, which it was not asked to")
 
 
-async def _read_bounded(response: httpx2.Response, max_bytes: int) -> bytes:
+async def read_bounded(response: httpx2.Response, max_bytes: int) -> bytes:
+    """The body, or its beginning."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk

@@ -17,11 +17,13 @@ from llmserve.core import Delta, Finished, ReasoningDelta, Request
 from llmserve.errors import LlmserveError, ProviderError, ProviderModelError
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.provider import Retry
+from llmserve.remote.client import read_bounded
 from llmserve.remote.failure import from_status, from_transport, reason
 from llmserve.remote.model import RemoteModel
 from llmserve.remote.remotes import Remotes
 
 STEP_S = 10.0
+MAX_LIST_BYTES = 4 << 20
 MAX_TOKENS = 16
 PROMPT = "Say hello."
 
@@ -104,14 +106,18 @@ async def _look_up(model: RemoteModel, url: str) -> Step:
     link = await model.link()
     try:
         async with asyncio.timeout(STEP_S):
-            response = await link.get(url + "/models")
+            response = await link.send("GET", url + "/models")
+            try:
+                body = await read_bounded(response, MAX_LIST_BYTES)
+            finally:
+                await link.release(response)
     except httpx2.HTTPError as error:
         raise from_transport(asked, error, is_connected=False).error from error
     except TimeoutError as error:
         raise ProviderError(asked.text(f"did not answer for {STEP_S:g} s")) from error
     if response.status_code in (401, 403):
-        raise from_status(asked, response.status_code, response.headers, response.content).error
-    names = _names(response)
+        raise from_status(asked, response.status_code, response.headers, body).error
+    names = _names(body)
     if names is None:
         return Step("model", "the provider has no list of models")
     wanted = model.remote_model
@@ -124,10 +130,10 @@ async def _look_up(model: RemoteModel, url: str) -> Step:
     return Step("model", f"{wanted} is there")
 
 
-def _names(response: httpx2.Response) -> list[str] | None:
+def _names(body: bytes) -> list[str] | None:
     try:
-        body: Any = msgspec.json.decode(response.content)
-        return [str(each["id"]) for each in body["data"]]
+        models: Any = msgspec.json.decode(body)
+        return [str(each["id"]) for each in models["data"]]
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
         return None
 

@@ -78,10 +78,14 @@ def settle(service: FakeService, upstream: h.Hostile, num_tasks: int) -> None:
     assert not model._answers
     wait_until(lambda: upstream.num_running == 0, "the provider's side to be told")
     # Connections that can be used again are kept, and no other.
-    pool = model._link._client._transport._pool
-    wait_until(lambda: len(pool.connections) == upstream.num_open, "closed ones to be closed")
-    assert all(connection.is_idle() for connection in pool.connections)
-    assert not pool._requests
+    assert not model._link._lane_of
+    lanes = model._link._lanes
+    assert [lane.num_active for lane in lanes] == [0] * len(lanes)
+    pools = [lane.client._transport._pool for lane in lanes]
+    assert not any(pool._requests for pool in pools)
+    assert all(kept.is_idle() for pool in pools for kept in pool.connections)
+    num_kept = sum(len(pool.connections) for pool in pools)
+    wait_until(lambda: num_kept == upstream.num_open, "closed ones to be closed")
 
     wait_until(lambda: service.run(count_tasks()) == num_tasks, "tasks to end")
 

@@ -26,6 +26,7 @@ from llmserve.core import (
 )
 from llmserve.registry.provider import Retry
 from llmserve.registry.units import Duration
+from llmserve.remote.client import LANE_SIZE
 from tests.remote import hostile as h
 from tests.remote.serving import KEY, KEY_ENV, provider, remote_service
 from tests.serving import (
@@ -172,6 +173,23 @@ def test_waiting_for_a_slot_ends_with_the_timeout(upstream: h.Hostile) -> None:
             gate.open(upstream)
             read_until(connection, b"HelHello")
         wait_until(lambda: service.gateway.num_active == 0)
+
+
+def test_many_requests_share_few_clients_that_are_used_again(upstream: h.Hostile) -> None:
+    gate = Gate()
+    upstream.play(gate.script())
+    with remote_service(provider(upstream.url)) as service, ThreadPoolExecutor(40) as pool:
+        link = service.run(service.gateway.remotes.model(service.config.names["cloud"]).link())
+        running = [pool.submit(service.post, ASK) for _ in range(2 * LANE_SIZE + 1)]
+        wait_until(lambda: upstream.num_running == len(running))
+        assert [lane.num_active for lane in link._lanes] == [LANE_SIZE, LANE_SIZE, 1]
+        gate.open(upstream)
+        assert {each.result().status_code for each in running} == {200}
+        assert [lane.num_active for lane in link._lanes] == [0, 0, 0]
+        upstream.play(h.good)
+        num_connections = upstream.num_connections
+        assert service.post(ASK).status_code == 200
+        assert upstream.num_connections == num_connections
 
 
 # -- several addresses ---------------------------------------------------------------------------

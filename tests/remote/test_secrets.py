@@ -138,7 +138,8 @@ def test_first_requests_at_the_same_time_share_one_client(certificate: ssl.SSLCo
         answers = list(pool.map(service.post, [ASK] * 8))
         assert {answer.status_code for answer in answers} == {200}
         model = service.gateway.remotes.model(service.config.names["cloud"])
-        kept = service.run(model.link())._client._transport._pool.connections  # type: ignore[attr-defined]
+        (lane,) = service.run(model.link())._lanes
+        kept = lane.client._transport._pool.connections  # type: ignore[attr-defined]
         assert len(kept) == upstream.num_open
 
 
