@@ -109,6 +109,12 @@ class Metrics:
             model,
             registry=registry,
         )
+        self.drafted_tokens = Counter(
+            "llmserve_drafted_tokens", "Guessed tokens that were verified", model, registry=registry
+        )
+        self.accepted_tokens = Counter(
+            "llmserve_accepted_tokens", "Guessed tokens that came true", model, registry=registry
+        )
         self.queue_wait = Histogram(
             "llmserve_queue_wait_seconds",
             "From acceptance to a slot",
@@ -161,6 +167,10 @@ class Metrics:
             self.step_ratio.labels(model).observe(step_s / expected_s)
         if num_prefilled:
             self.step_prompt_tokens.labels(model).observe(num_prefilled)
+
+    def observe_draft(self, model: str, num_drafted: int, num_accepted: int) -> None:
+        self.drafted_tokens.labels(model).inc(num_drafted)
+        self.accepted_tokens.labels(model).inc(num_accepted)
 
     def observe_preemptions(self, model: str, count: int) -> None:
         self.preemptions.labels(model).inc(count)

@@ -68,6 +68,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 262_144  # of waiting prompts
     queue_timeout: Duration | None = None  # longest wait for a slot; None: as long as it takes
     target_itl: Duration = Duration(0.15)  # between two tokens of a stream while prompts come
+    speculation: bool = True  # whether steps may verify guesses at what comes next
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
