@@ -1,6 +1,7 @@
 """The key is in no log, error or metric; certificates are verified; HTTP/2 where offered."""
 
 import logging
+import signal
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from llmserve.cli import cli
 from tests.remote import hostile as h
 from tests.remote.http2 import Http2, http2_provider
 from tests.remote.serving import KEY, KEY_ENV, provider, remote_service
-from tests.serving import FakeService, raw_inference, wait_until
+from tests.serving import FakeService, raw_inference, server_process, wait_until
 
 ASK: dict[str, Any] = {"model": "cloud", "prompt": "hi", "parameters": {"max_tokens": 8}}
 
@@ -103,6 +104,22 @@ def test_a_refused_key_names_the_variable() -> None:
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (502, "provider_auth")
     assert error["message"].endswith(f"; check the environment variable {KEY_ENV}")
+
+
+def test_the_whole_process_logs_no_key_and_warns_of_one_that_is_missing(tmp_path: Path) -> None:
+    with h.hostile() as upstream:
+        upstream.play(h.error(401, ECHO), h.good)
+        path = tmp_path / "models.toml"
+        missing = CONFIG.replace("cloud", "other").format(url=upstream.url, model="m", env="NO_KEY")
+        path.write_text(CONFIG.format(url=upstream.url, model="big", env=KEY_ENV) + missing)
+        with server_process(path, "--log-level=debug", env={KEY_ENV: KEY}) as process:
+            answers = [process.post("/inference", ASK) for _ in range(2)]
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+    assert [answer.status_code for answer in answers] == [502, 200]
+    log = "".join(process.log)
+    assert KEY not in log + "".join(answer.text for answer in answers)
+    assert "model other: the environment variable NO_KEY is not set" in log
 
 
 # -- TLS -----------------------------------------------------------------------------------------
