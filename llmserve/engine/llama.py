@@ -33,7 +33,6 @@ from llmserve.engine.llama_call import (
 )
 from llmserve.engine.llama_cells import LlamaCells
 from llmserve.engine.llama_embed import EmbeddingContext
-from llmserve.engine.parking import MAX_RUN
 from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
@@ -65,7 +64,6 @@ class LlamaParams(Struct, frozen=True):
     max_sequences: int = 16
     max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
-    full_window: bool = True  # whether a sliding window keeps all cells, so that it can be cut
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only
 
@@ -109,7 +107,9 @@ class LlamaRuntime:
         num_threads = params.num_threads or default_num_threads()
         if params.generates:
             self._context = _new_context(self._model, params, num_threads, self._abort_flag)
-            self._cells = LlamaCells(self._context, scratch=params.max_sequences)
+            self._cells = LlamaCells(
+                self._context, params.max_sequences, lib.llama_model_n_swa(self._model)
+            )
         if params.embedding:
             self._embedding = EmbeddingContext(
                 self._model, params.embedding, num_threads, self._abort_flag
@@ -132,7 +132,7 @@ class LlamaRuntime:
             max_batch=lib.llama_n_batch(self._context),
             context_length=num_cells,
             max_outputs=params.max_outputs,
-            can_cut=_can_cut(self._model, params),
+            can_cut=_can_cut(self._model),
         )
 
     def _warm_up(self) -> None:
@@ -301,26 +301,19 @@ def _new_context(
     # The default reserves logits for every token of a batch. Below n_seq_max llama.cpp aborts.
     assert params.max_outputs >= params.max_sequences
     wanted.n_outputs_max = max(params.max_outputs, wanted.n_seq_max)
-    wanted.swa_full = params.full_window
+    wanted.swa_full = False  # it keeps no more than it needs in any case, see `_can_cut`
     return make_context(model, wanted, num_threads, flag)
 
 
-def _can_cut(model: lib.llama_model_p, params: LlamaParams) -> bool:
-    """Whether a sequence can be cut anywhere, and saved in pieces.
+def _can_cut(model: lib.llama_model_p) -> bool:
+    """Whether a sequence can be cut anywhere, shared, and saved in pieces.
 
     A recurrent state has no past to go back to. Of a sliding window llama.cpp saves only what the
-    last token of a piece sees (llama-kv-cache.cpp, state_write): all of it, if the window is at
-    least as long as a piece, and not one that jumps from chunk to chunk.
+    last token sees (llama-kv-cache.cpp, state_write), and takes cells that no token sees any more
+    for others (find_slot), even where `swa_full` leaves room for all of them.
     """
-    if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
-        return False
-    window = lib.llama_model_n_swa(model)
-    if window == 0:
-        return True
-    architecture = ctypes.create_string_buffer(64)
-    lib.llama_model_meta_val_str(model, b"general.architecture", architecture, len(architecture))
-    is_chunked = architecture.value == b"llama4"
-    return params.full_window and window >= MAX_RUN and not is_chunked
+    is_recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+    return not is_recurrent and lib.llama_model_n_swa(model) == 0
 
 
 def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:

@@ -15,11 +15,12 @@ from llmserve.errors import EngineError
 
 
 class LlamaCells:
-    def __init__(self, context: lib.llama_context_p, scratch: int) -> None:
-        """`scratch` is a sequence that nobody else uses."""
+    def __init__(self, context: lib.llama_context_p, scratch: int, window: int) -> None:
+        """`scratch` is a sequence that nobody else uses; `window` is 0 for a model without one."""
         self._context = context
         self._memory = lib.llama_get_memory(context)
         self._scratch = scratch
+        self._window = window
 
     def num_tokens(self, slot: int) -> int:
         return int(lib.llama_memory_seq_pos_max(self._memory, slot)) + 1
@@ -28,6 +29,12 @@ class LlamaCells:
         """Raises `EngineError` where the model cannot be cut; 0 is always possible."""
         if not lib.llama_memory_seq_rm(self._memory, slot, num_tokens, -1):
             raise EngineError(f"llama_memory_seq_rm cannot cut a sequence at {num_tokens} tokens")
+        if self._window and num_tokens:
+            first = lib.llama_memory_seq_pos_min(self._memory, slot)
+            if first > max(0, num_tokens - self._window):
+                raise EngineError(
+                    f"what token {num_tokens} sees begins before {first}, and is gone"
+                )
 
     def clear(self) -> None:
         # Trimming all slots would leave the search for free cells somewhere else.

@@ -67,7 +67,7 @@ class EngineLoader:
             thread.shutdown()
             raise
         try:
-            disk = await asyncio.wrap_future(thread.submit(self._disk_options, spec, placement))
+            disk = await asyncio.wrap_future(thread.submit(self._disk_options, spec))
             return make_engine(
                 spec,
                 runtime,
@@ -81,15 +81,14 @@ class EngineLoader:
             thread.shutdown()
             raise
 
-    def _disk_options(self, spec: ModelSpec, placement: Placement) -> DiskOptions | None:
+    def _disk_options(self, spec: ModelSpec) -> DiskOptions | None:
         """Reads a little of the model's files. No file there is nothing that ends a load."""
         from llmserve.engine.llama import build_info
 
         if self._prefix_cache_dir is None:
             return None
-        settings = (build_info(), f"full_window={placement.full_window}")
         try:
-            stamp = fingerprint(locate_all(spec), *settings)
+            stamp = fingerprint(locate_all(spec), build_info())
         except OSError as error:
             log.warning("%s: prefixes are kept in memory only: %s", spec.name, error)
             return None
@@ -172,7 +171,6 @@ def _load_runtime(spec: ModelSpec, placement: Placement, progress: Progress) -> 
         context_length=placement.context_length,
         max_sequences=placement.max_sequences,
         max_outputs=placement.max_outputs,
-        full_window=placement.full_window,
         num_threads=spec.threads,
         embedding=placement.embedding,
         generates=placement.generates,

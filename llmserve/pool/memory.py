@@ -55,7 +55,6 @@ class ContextOptions(Struct, frozen=True, kw_only=True):
     `max_outputs` must not be below `max_sequences`: llama.cpp asserts it. `batch` is n_batch and
     n_ubatch, in tokens. With `embeds` every token of a batch has an embedding and an output row.
     `repacked_types` is what this machine repacks, see `repacked_types`.
-    With `full_window` a sliding window keeps the cells that it no longer sees.
     """
 
     max_sequences: int = 16
@@ -64,7 +63,6 @@ class ContextOptions(Struct, frozen=True, kw_only=True):
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
     mmap: bool = True
-    full_window: bool = False
     embeds: bool = False
     repacked_types: frozenset[str] = REPACKED_ANYWHERE
 
@@ -135,7 +133,6 @@ def _embedding_options(
         max_sequences=params.max_inputs,
         max_outputs=params.max_tokens,
         embeds=True,
-        full_window=False,
     )
 
 
@@ -243,8 +240,6 @@ def _num_window_cells(hparams: Hparams, num_cells: int, options: ContextOptions)
     """The size of the sliding-window cache: a window for each sequence and one batch."""
     if not hparams.window_len:
         return 0
-    if options.full_window:
-        return _padded(num_cells)
     wanted = hparams.window_len * options.max_sequences + _batch(num_cells, options)
     return _padded(min(num_cells, wanted))
 

@@ -23,7 +23,6 @@ class Placement(Struct, frozen=True):
     max_sequences: int
     size_bytes: int  # weights, KV cells, buffers, and parked prefixes: what must stay resident
     prefix_cache_bytes: int = 0  # of these
-    full_window: bool = True  # whether a sliding window keeps all cells, so that prefixes are cut
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only
 
@@ -50,25 +49,19 @@ def place(
     use = embedding_use(spec, model.header)
     _check_positions(spec, model)
     reserved = _reserved_for_prefixes(spec, budget_bytes, use)
-    for full_window in (True, False):
-        options = _options(spec.max_concurrency or MAX_SEQUENCES, repacked_types, full_window)
-        context_length = spec.context_length or _largest(
-            model, budget_bytes - reserved, options, use
-        )
-        max_sequences = spec.max_concurrency or min(
-            MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
-        )
-        options = _options(max_sequences, repacked_types, full_window)
-        needed = estimate(model, num_cells=context_length, options=options, embedding=use)
-        wanted = spec.context_length or _trained(model, use)
-        if context_length == wanted and needed.total_bytes + reserved <= budget_bytes:
-            break  # else a window that keeps less may do better
+    options = _options(spec.max_concurrency or MAX_SEQUENCES, repacked_types)
+    context_length = spec.context_length or _largest(model, budget_bytes - reserved, options, use)
+    max_sequences = spec.max_concurrency or min(
+        MAX_SEQUENCES, max(1, context_length // CELLS_PER_SEQUENCE)
+    )
+    options = _options(max_sequences, repacked_types)
+    needed = estimate(model, num_cells=context_length, options=options, embedding=use)
     cache_bytes = reserved
     if spec.prefix_cache is None:
         spare = max(0, budget_bytes - needed.total_bytes)
         cache_bytes = min(reserved, spare, CACHE_TIMES_KV * needed.kv_bytes)
     placement = Placement(
-        context_length, max_sequences, needed.total_bytes + cache_bytes, cache_bytes, full_window
+        context_length, max_sequences, needed.total_bytes + cache_bytes, cache_bytes
     )
     if use is None:
         return placement
@@ -113,14 +106,11 @@ def _check_positions(spec: ModelSpec, model: ModelFiles) -> None:
         )
 
 
-def _options(
-    max_sequences: int, repacked_types: frozenset[str], full_window: bool
-) -> ContextOptions:
+def _options(max_sequences: int, repacked_types: frozenset[str]) -> ContextOptions:
     return ContextOptions(
         max_sequences=max_sequences + 1,  # the runtime has one of its own
         max_outputs=_max_outputs(max_sequences),
         repacked_types=repacked_types,
-        full_window=full_window,
     )
 
 

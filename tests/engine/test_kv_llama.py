@@ -55,8 +55,8 @@ class LlamaBench(Bench):
     def check_books(self) -> None:
         """Ours, and against llama.cpp's: first and last position, and how much is in a state."""
         self.worker._kv.check_integrity()
-        if not self.llama.limits.can_cut or lib.llama_model_n_swa(self.llama._model):
-            return  # of a window, a state has only what can be seen
+        if not self.llama.limits.can_cut:
+            return
         one, two = self.state_sizes
         for sequence in self.worker._roster.running:
             assert sequence.slot is not None
@@ -198,49 +198,45 @@ def test_preempted_sequences_go_on_from_what_was_parked() -> None:
         small.close()
 
 
-@pytest.mark.parametrize("window", [64, 100])
-def test_a_cut_in_a_piece_of_a_windowed_model(window: int, tmp_path: Path) -> None:
-    """llama.cpp saves only what the last token of a piece sees: here that must be all of it."""
-    path = write_gemma3(tmp_path / "tiny.gguf", window=window)
+def test_a_window_is_cut_only_where_all_that_is_seen_is_there(tmp_path: Path) -> None:
+    path = write_gemma3(tmp_path / "tiny.gguf", window=32)
     runtime = LlamaRuntime(path, LlamaParams(context_length=512, max_sequences=2, num_threads=1))
-    assert runtime.limits.can_cut
-    tokens = random.Random(window).choices(range(3, 259), k=220)
+    tokens = random.Random(0).choices(range(3, 259), k=200)
     try:
-        runtime.decode([Chunk(0, 0, tokens[:192], False)])
-        pieces = [runtime.save(0, start, start + 64) for start in (0, 64, 128)]
-        for cut in (192, 150, 127, 100, 65, 64, 10):
-            runtime.trim(0, cut)
-            kept = runtime.decode([Chunk(0, cut, tokens[cut:], True)])[0].copy()
-            runtime.trim(0, 0)
-            for index, piece in enumerate(pieces[: -(-cut // 64)]):
-                runtime.load(0, piece, min(64 * (index + 1), cut))
-            loaded = runtime.decode([Chunk(0, cut, tokens[cut:], True)])[0]
-            assert np.array_equal(loaded, kept), cut
+        assert not runtime.limits.can_cut
+        runtime.decode([Chunk(0, 0, tokens[:150], False)])
+        state = runtime.save(0, 0, 150)
+        kept = runtime.decode([Chunk(0, 150, tokens[150:], True)])[0].copy()
+        runtime.trim(0, 0)
+        runtime.load(0, state, 150)
+        with pytest.raises(EngineError, match="is gone"):
+            runtime.trim(0, 149)  # the state has what token 150 sees, and no more
+        runtime.trim(0, 0)
+        runtime.load(0, state, 150)
+        loaded = runtime.decode([Chunk(0, 150, tokens[150:], True)])[0]
+        assert np.array_equal(loaded, kept)
+        runtime.trim(0, 199)  # as after an aborted step
     finally:
         runtime.close()
 
 
 # -- whatever the model --------------------------------------------------------------------------
 
-ARCHITECTURES: dict[str, tuple[Callable[..., Path], dict[str, Any], bool]] = {
-    "llama": (write_llama, {}, True),
-    "window, all cells": (write_gemma3, {"window": 64}, True),
-    "small window, all cells": (write_gemma3, {"window": 32}, True),
-    "window": (write_gemma3, {"window": 32}, False),
-    "recurrent": (write_mamba, {}, True),
-    "hybrid": (write_lfm2, {}, True),
+ARCHITECTURES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+    "full attention": (write_llama, {}),
+    "window": (write_gemma3, {"window": 32}),
+    "larger window": (write_gemma3, {"window": 100}),
+    "recurrent": (write_mamba, {}),
+    "hybrid": (write_lfm2, {}),
 }
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_conversations_are_answered_as_without_a_cache(name: str, tmp_path: Path) -> None:
-    write, arguments, full_window = ARCHITECTURES[name]
+    write, arguments = ARCHITECTURES[name]
     path = write(tmp_path / "tiny.gguf", **arguments)
-    params = LlamaParams(
-        context_length=1024, max_sequences=4, num_threads=1, full_window=full_window
-    )
-    runtime = LlamaRuntime(path, params)
-    assert runtime.limits.can_cut == (name in ("llama", "window, all cells"))
+    runtime = LlamaRuntime(path, LlamaParams(context_length=1024, max_sequences=4, num_threads=1))
+    assert runtime.limits.can_cut == (name == "full attention")
     rng = random.Random(name)
     bench = LlamaBench(runtime)
     system = rng.choices(range(3, 259), k=60)

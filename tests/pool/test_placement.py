@@ -21,7 +21,7 @@ from llmserve.registry.gguf import ModelFiles, read_model
 from llmserve.registry.units import Size
 from tests.pool.fakes import make_spec
 from tests.tiny_encoders import write_bert
-from tests.tiny_models import write_gemma3, write_llama
+from tests.tiny_models import write_llama
 
 PLENTY = 1 << 40
 
@@ -88,16 +88,6 @@ def test_a_given_prefix_cache_is_part_of_what_is_needed(model: ModelFiles) -> No
     assert placement.prefix_cache_bytes == 1 << 30
     assert placement.size_bytes == without.size_bytes + (1 << 30)
     assert place(make_spec("a", prefix_cache=Size(1 << 30)), model, 1 << 20, frozenset()).size_bytes
-
-
-def test_a_sliding_window_keeps_all_cells_where_they_fit(tmp_path: Path) -> None:
-    gemma = read_model(write_gemma3(tmp_path / "gemma.gguf", window=64, layers=12))
-    spec = make_spec("a", prefix_cache=Size(0), max_concurrency=1)
-    full = place(spec, gemma, PLENTY, frozenset())
-    assert full.full_window
-    less = place(spec, gemma, full.size_bytes - 1, frozenset())
-    assert not less.full_window
-    assert less.context_length == full.context_length, "and not a shorter context instead"
 
 
 # -- embeddings ----------------------------------------------------------------------------------
