@@ -180,9 +180,9 @@ class Timings(Struct, frozen=True):
 class Started(Struct, frozen=True, tag=True):
     """The request is valid and accepted (it may still wait for a slot)."""
 
-    model: str
-    prompt_tokens: int
-    seed: int
+    model: str  # the one that answers, which may be a fallback of the one asked for
+    prompt_tokens: int | None  # None: a provider's, which it tells at the end
+    seed: int | None  # None: drawn by a provider, which does not tell it
 
 
 class Queued(Struct, frozen=True, tag=True):

@@ -6,12 +6,18 @@
     ├── TooLargeError            413  body over the cap, or prompt longer than the context
     ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
     ├── QueueFullError           429  no place in the queue, or not one that would do
+    │   └── ProviderLimitError        the same at a remote provider, in its words
     ├── UnavailableError         503  (family) try again later
     │   ├── ModelLoadingError         the model is still being loaded
     │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
     │   ├── InsufficientMemoryError   it does not fit; the message has need and budget
     │   ├── QueueTimeoutError         no slot became free in time
     │   └── ShuttingDownError         the server is draining
+    ├── ProviderError            502  (family) a remote provider failed, or its answer is broken
+    │   ├── ProviderAuthError         it does not take the key; the message names the variable
+    │   ├── ProviderModelError        it does not have the model
+    │   ├── ProviderUnreachableError  no connection, or it failed too often lately to be asked
+    │   └── ProviderTimeoutError 504  it took too long
     ├── EngineError              500  llama.cpp failed; the message says in which call
     ├── ConfigError              400  models.toml is wrong (start-up and reload)
     └── ModelFileError            -   a GGUF file is missing, truncated or lies about itself
@@ -20,7 +26,8 @@
 
 Foreign exceptions are translated in one place per library: msgspec in `api/body.py`,
 llama.cpp's return codes in `engine/llama_call.py`, jinja in `chat/template.py`, huggingface_hub and
-the disk it writes to in `registry/hub.py`.
+the disk it writes to in `registry/hub.py`, httpx2 and the statuses of providers in
+`remote/failure.py`.
 """
 
 from typing import ClassVar
@@ -76,6 +83,10 @@ class QueueFullError(LlmserveError):
     code = "queue_full"
 
 
+class ProviderLimitError(QueueFullError):
+    code = "provider_limit"
+
+
 class UnavailableError(LlmserveError):
     status = 503
     type = "unavailable_error"
@@ -100,6 +111,29 @@ class QueueTimeoutError(UnavailableError):
 
 class ShuttingDownError(UnavailableError):
     code = "shutting_down"
+
+
+class ProviderError(LlmserveError):
+    status = 502
+    type = "provider_error"
+    code = "provider_error"
+
+
+class ProviderAuthError(ProviderError):
+    code = "provider_auth"
+
+
+class ProviderModelError(ProviderError):
+    code = "provider_model"
+
+
+class ProviderUnreachableError(ProviderError):
+    code = "provider_unreachable"
+
+
+class ProviderTimeoutError(ProviderError):
+    status = 504
+    code = "provider_timeout"
 
 
 class EngineError(LlmserveError):

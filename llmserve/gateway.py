@@ -1,10 +1,14 @@
-"""Model name -> backend, with what is true for every request: admission while draining, metrics."""
+"""Model name -> backend, with what is true for every request: admission while draining, metrics.
+
+A local model is leased from the pool, a remote one asked through its provider; either may have
+others that stand in for it, until its first event.
+"""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -13,29 +17,44 @@ from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
 from llmserve.engine.engine import Engine
 from llmserve.errors import (
     ConfigError,
+    InvalidRequestError,
+    LlmserveError,
     ModelFileError,
     ModelLoadingError,
     ModelNotFoundError,
+    ProviderAuthError,
+    ProviderError,
+    ProviderModelError,
+    QueueFullError,
     ShuttingDownError,
+    TooLargeError,
+    UnavailableError,
 )
 from llmserve.metrics import Metrics, RequestMeter
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
-from llmserve.pool.model import Model, State
+from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.registry.sources import check_files
+from llmserve.remote.remotes import Remotes
 
 log = logging.getLogger(__name__)
+
+# Unreachable, over its limits, out of time, cannot be loaded: others may stand in.
+_REPLACEABLE = (UnavailableError, QueueFullError, ProviderError)
+# A wrong key or name in the config is for the operator to see, not to be covered up.
+_MISCONFIGURED = (ProviderAuthError, ProviderModelError)
 
 
 class Gateway:
     """The one way to a model, whatever the dialect of the request."""
 
-    def __init__(self, config: Config, pool: Pool, metrics: Metrics) -> None:
+    def __init__(self, config: Config, pool: Pool, remotes: Remotes, metrics: Metrics) -> None:
         self.config = config
         self.metrics = metrics
         self.pool = pool
+        self.remotes = remotes
         self.created_s = int(time.time())  # unix time; constant, for what has to have an age
         self._num_active = 0
         self._is_draining = False
@@ -50,9 +69,12 @@ class Gateway:
     def check_ready(self) -> None:
         """Raises an `UnavailableError` that says why, unless the default model can answer.
 
-        A model that was unloaded to save memory can: the next request loads it again.
+        A model that was unloaded to save memory can: the next request loads it again. So can a
+        remote one, as far as this server knows.
         """
         self._check_draining()
+        if self.config.default.remote:
+            return
         model = self.pool.look(self.config.default)
         if model.error:
             raise model.error
@@ -61,9 +83,9 @@ class Gateway:
                 f"the default model {model.spec.name!r} is still loading", retry_after_s=1
             )
 
-    def models(self) -> list[Model]:
-        """The state of every model of the config, in its order."""
-        return [self.pool.look(spec) for spec in self.config.models]
+    def render_metrics(self) -> bytes:
+        self.remotes.observe()
+        return self.metrics.render()
 
     async def reload(self) -> ConfigChange:
         """Read the config file again. Raises `ConfigError`, and then nothing has changed.
@@ -74,46 +96,107 @@ class Gateway:
         new = await asyncio.to_thread(_load_anew, old)
         self.config = msgspec.structs.replace(new, server=old.server)
         self.pool.retain(new.models)
+        await self.remotes.retain(new.models)
         change = compare(old, new)
         log.info("reloaded %s: %s", new.path, change)
         return change
 
     def start(self) -> None:
         """Load the default model in the background, unless the config says not to."""
-        if self.config.server.preload:
+        for spec in self.config.models:
+            if spec.remote:
+                self.remotes.model(spec)  # imports what it needs, before anybody waits for it
+        if self.config.server.preload and not self.config.default.remote:
             self.pool.preload(self.config.default)
 
     async def generate(self, request: Request) -> EventStream:
         """The events of `request`. Leaving early cancels it.
 
-        Raises `LlmserveError`s; all but `EngineError` come before the first event.
+        Raises `LlmserveError`s; all but `EngineError` and `ProviderError` come before the first
+        event.
         """
         with RequestMeter(self.metrics) as meter:
             spec = self.resolve(request.model)
             meter.model = spec.name
-            async with (
-                self._counted(),
-                self.pool.lease(spec) as engine,
-                contextlib.aclosing(engine.generate(request)) as events,
-            ):
+            async with self._counted(), contextlib.aclosing(self._answer(spec, request)) as events:
                 async for event in events:
                     meter.see(event)
                     yield event
 
+    async def _answer(self, spec: ModelSpec, request: Request) -> EventStream:
+        """The events of the first model of `spec`'s chain that begins to answer."""
+        first_error: LlmserveError | None = None
+        for candidate in self._chain(spec, request):
+            is_begun = False
+            if first_error:
+                self.metrics.fallbacks.labels(spec.name, candidate.name).inc()
+                log.info("%s; asking %s", first_error.message, candidate.name)
+            try:
+                async with contextlib.aclosing(self._backend(candidate, request)) as events:
+                    async for event in events:
+                        is_begun = True
+                        yield event
+                return
+            except LlmserveError as error:
+                if is_begun or not self._is_replaceable(error, is_first=first_error is None):
+                    raise
+                first_error = first_error or error
+        assert first_error
+        raise first_error
+
+    def _chain(self, spec: ModelSpec, request: Request) -> list[ModelSpec]:
+        """Token ids mean something to one model only, so nobody stands in for it."""
+        if request.prompt_tokens is not None or request.sampling.logit_bias:
+            return [spec]
+        return self.config.chain(spec)
+
+    def _is_replaceable(self, error: LlmserveError, *, is_first: bool) -> bool:
+        """Whether the next model of the chain may try."""
+        if self._is_draining:
+            return False
+        if is_first:
+            return isinstance(error, _REPLACEABLE) and not isinstance(error, _MISCONFIGURED)
+        # What a stand-in cannot do is no fault of the request: the first error is told.
+        return isinstance(error, (*_REPLACEABLE, InvalidRequestError, TooLargeError))
+
+    async def _backend(self, spec: ModelSpec, request: Request) -> EventStream:
+        """The events of this very model."""
+        if spec.remote:
+            stream = self.remotes.model(spec).generate(request)
+            async with contextlib.aclosing(stream) as events:
+                async for event in events:
+                    yield event
+            return
+        async with (
+            self.pool.lease(spec) as engine,
+            contextlib.aclosing(engine.generate(request)) as events,
+        ):
+            async for event in events:
+                yield event
+
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work."""
+        """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
+
+        Nobody stands in for a model: vectors of two models cannot be compared.
+        """
         with RequestMeter(self.metrics) as meter:
             spec = self.resolve(request.model)
             meter.model = spec.name
-            async with self._counted(), self.pool.lease(spec) as engine:
-                embeddings = await engine.embed(request)
+            async with self._counted():
+                embeddings = await self._embed(spec, request)
             meter.see_embeddings(embeddings)
             return embeddings
+
+    async def _embed(self, spec: ModelSpec, request: EmbeddingRequest) -> Embeddings:
+        if spec.remote:
+            return await self.remotes.model(spec).embed(request)
+        async with self.pool.lease(spec) as engine:
+            return await engine.embed(request)
 
     @asynccontextmanager
     async def engine(self, model: str | None) -> AsyncIterator[Engine]:
         """The loaded model, for what is no generation. Raises `LlmserveError`s as `generate`."""
-        spec = self.resolve(model)
+        spec = self.local(model)
         async with self._counted(), self.pool.lease(spec) as engine:
             yield engine
 
@@ -127,6 +210,17 @@ class Gateway:
             raise ModelNotFoundError(f"no model {name!r}; there are: {known}", param="model")
         return spec
 
+    def local(self, name: str | None) -> ModelSpec:
+        """As `resolve`, for what only a model in this process can do."""
+        spec = self.resolve(name)
+        if spec.remote:
+            raise InvalidRequestError(
+                f"model {spec.name!r} is at a remote provider, which cannot do this; name a model"
+                " that runs here",
+                param="model",
+            )
+        return spec
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests; return when the running ones are done, at most after `grace_s`."""
         self._is_draining = True
@@ -136,6 +230,7 @@ class Gateway:
     async def close(self) -> None:
         """End all models; what still runs ends as cancelled."""
         self._is_draining = True
+        await self.remotes.close()
         await self.pool.close()
 
     @asynccontextmanager
@@ -165,8 +260,11 @@ def _load_anew(old: Config) -> Config:
     return new
 
 
-def build_gateway(config: Config) -> Gateway:
-    """Everything a running server needs below its HTTP surface. Nothing is loaded yet."""
+def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
+    """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
+
+    `environment` has the keys of remote providers.
+    """
     metrics = Metrics()
     pool = Pool(
         EngineLoader(
@@ -179,4 +277,4 @@ def build_gateway(config: Config) -> Gateway:
         load_wait_s=config.server.load_wait_s,
         give_back=give_back,
     )
-    return Gateway(config, pool, metrics)
+    return Gateway(config, pool, Remotes(environment, metrics), metrics)

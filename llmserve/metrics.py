@@ -20,6 +20,7 @@ from llmserve.errors import LlmserveError
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _STEP_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
+_BREAKER_STATES = ("closed", "half-open", "open")
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -108,6 +109,12 @@ class Metrics:
             model,
             registry=registry,
         )
+        self.drafted_tokens = Counter(
+            "llmserve_drafted_tokens", "Guessed tokens that were verified", model, registry=registry
+        )
+        self.accepted_tokens = Counter(
+            "llmserve_accepted_tokens", "Guessed tokens that came true", model, registry=registry
+        )
         self.queue_wait = Histogram(
             "llmserve_queue_wait_seconds",
             "From acceptance to a slot",
@@ -115,6 +122,35 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+
+        self.fallbacks = Counter(
+            "llmserve_fallbacks",
+            "Requests that another model was asked to answer",
+            ("model", "to"),
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "llmserve_remote_attempts",
+            "Attempts at a provider by outcome: ok, or an error code",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.breaker = Gauge(
+            "llmserve_remote_breaker",
+            "Whether an address of a provider is spared: 0 closed, 1 half-open, 2 open",
+            ("model", "url"),
+            registry=registry,
+        )
+
+    def count_attempt(self, model: str, outcome: str) -> None:
+        self.attempts.labels(model, outcome).inc()
+
+    def observe_breaker(self, model: str, url: str, state: str) -> None:
+        self.breaker.labels(model, url).set(_BREAKER_STATES.index(state))
+
+    def forget_breakers(self) -> None:
+        """Before all that there are now are observed."""
+        self.breaker.clear()
 
     def observe_step(
         self,
@@ -132,6 +168,10 @@ class Metrics:
         if num_prefilled:
             self.step_prompt_tokens.labels(model).observe(num_prefilled)
 
+    def observe_draft(self, model: str, num_drafted: int, num_accepted: int) -> None:
+        self.drafted_tokens.labels(model).inc(num_drafted)
+        self.accepted_tokens.labels(model).inc(num_accepted)
+
     def observe_preemptions(self, model: str, count: int) -> None:
         self.preemptions.labels(model).inc(count)
 
@@ -147,7 +187,8 @@ class Metrics:
 class RequestMeter:
     """Counts one request, refused or answered: a context manager that `see`s its events.
 
-    `model` is a name from the config, never the caller's word: each one makes a time series.
+    `model` is a name from the config, never the caller's word: each one makes a time series. It
+    is the one asked for until another one answers.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -159,7 +200,9 @@ class RequestMeter:
     def see(self, event: Event) -> None:
         metrics = self._metrics
         match event:
-            case Started() | Queued() | PromptLogprobs():
+            case Started(model):
+                self.model = model
+            case Queued() | PromptLogprobs():
                 pass
             case Finished(reason, _, usage, timings):
                 self._outcome = reason

@@ -246,15 +246,17 @@ class ScriptedRuntime(FakeRuntime):
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         rows = super().decode(chunks)
         script = [*self.tokenize(self.answer, add_special=False), EOS]
-        for row, chunk in zip(rows, (c for c in chunks if c.num_outputs), strict=True):
-            num_tokens = len(self.cells[chunk.slot])
+        outputs = [(c, behind) for c in chunks for behind in reversed(range(c.num_outputs))]
+        for row, (chunk, behind) in zip(rows, outputs, strict=True):
+            num_tokens = len(self.cells[chunk.slot]) - behind
             position = num_tokens - self._prompt_lens.setdefault(chunk.slot, num_tokens)
             row[script[min(position, len(script) - 1)]] += 1000
         return rows
 
     def trim(self, slot: int, num_tokens: int) -> None:
         super().trim(slot, num_tokens)
-        self._prompt_lens.pop(slot, None)
+        if num_tokens == 0:
+            self._prompt_lens.pop(slot, None)
 
 
 class _ByteTokenizer:

@@ -30,6 +30,8 @@ from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
+from llmserve.remote.bounds import Bounds
+from llmserve.remote.remotes import Remotes
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 
 T = TypeVar("T")
@@ -93,7 +95,10 @@ def make_config(
 ) -> Config:
     """A `Config` as `load_config` would make it, without files."""
     tables = models or {"fake": {"aliases": ("default",)}}
-    specs = tuple(ModelSpec(name=name, path=Path("none.gguf"), **t) for name, t in tables.items())
+    specs = tuple(
+        ModelSpec(name=name, path=None if "remote" in t else Path("none.gguf"), **t)
+        for name, t in tables.items()
+    )
     names = {word: spec for spec in specs for word in (spec.name, *spec.aliases)}
     return Config(Path("models.toml"), ServerConfig(port=0, **(server or {})), specs, names)
 
@@ -107,6 +112,8 @@ class FakeService:
     gate: threading.Semaphore | None
     load_gate: threading.Event  # loads wait for it
     load_error: Exception | None
+    environment: Mapping[str, str]  # keys of providers
+    bounds: Bounds | None  # of remote answers
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
@@ -120,7 +127,8 @@ class FakeService:
         pool = Pool(
             self, budget_bytes=lambda resident: 1 << 30, load_wait_s=self.config.server.load_wait_s
         )
-        self.gateway = Gateway(self.config, pool, self.metrics)
+        remotes = Remotes(self.environment, self.metrics, self.bounds)
+        self.gateway = Gateway(self.config, pool, remotes, self.metrics)
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
@@ -214,6 +222,8 @@ def fake_service(
     gated: bool = False,
     loaded: bool = True,
     load_error: Exception | None = None,
+    environment: Mapping[str, str] | None = None,
+    bounds: Bounds | None = None,
     send_buffer_bytes: int | None = None,
     **runtime_options: Any,
 ) -> Iterator[FakeService]:
@@ -228,6 +238,8 @@ def fake_service(
         gate=threading.Semaphore(0) if gated else None,
         load_gate=threading.Event(),
         load_error=load_error,
+        environment=environment or {},
+        bounds=bounds,
     )
     listener = listen("127.0.0.1", 0)
     if send_buffer_bytes:
@@ -242,7 +254,7 @@ def fake_service(
     try:
         if loaded:
             service.load_gate.set()
-        if loaded and not load_error:
+        if loaded and not load_error and not service.config.default.remote:
             wait_until(lambda: service.state is State.READY, "the fake model to be ready")
         yield service
     finally:

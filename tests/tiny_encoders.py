@@ -1,6 +1,6 @@
 """Small encoders with random weights that llama.cpp really loads, as `tiny_models` has decoders.
 
-The one that the benchmark writes too is in `llmserve.bench.encoder`.
+The BERT is the benchmark's.
 """
 
 from pathlib import Path
@@ -9,8 +9,10 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.bench.encoder import add_settings, add_wordpiece
+from llmserve.bench.encoder import CLS, SEP, add_settings, add_wordpiece, write_bert
 from tests.tiny_models import TinyModel, WeightType
+
+__all__ = ["CLS", "SEP", "NumpyBert", "write_bert", "write_nomic_bert", "write_t5_encoder"]
 
 
 def write_nomic_bert(

@@ -15,12 +15,13 @@ from typing import Any, Generic, TypeVar
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llmserve.api.errors import Describe, describe, encode_error
 from llmserve.api.merge import IndexedStream
 from llmserve.core import (
     Delta,
+    Embeddings,
     Event,
     Finished,
     Part,
@@ -46,10 +47,14 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Answer(Response):
-    """Runs `_send` until it ends or the client is gone; either way the events are closed."""
+    """Runs `_send` until it ends or the client is gone; either way the events are closed.
+
+    Its header `x-llmserve-model` says who answers, which may be a fallback.
+    """
 
     def __init__(self, events: AsyncGenerator[Any, None]) -> None:
-        self._events = events
+        self._models: dict[str, None] = {}  # that answer; several where some choices fell back
+        self._events = self._watch(events)
         self.background: BackgroundTask | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,8 +71,23 @@ class Answer(Response):
             work.result()
 
     async def _work(self, send: Send) -> None:
+        async def send_with_model(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._models:
+                header = (b"x-llmserve-model", ", ".join(self._models).encode())
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
         async with contextlib.aclosing(self._events):
-            await self._send(send)
+            await self._send(send_with_model)
+
+    async def _watch(self, events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """`events`: embeddings, or those of a generation, with or without its index."""
+        async with contextlib.aclosing(events):
+            async for item in events:
+                event = item[1] if isinstance(item, tuple) else item
+                if isinstance(event, Started | Embeddings):
+                    self._models[event.model] = None
+                yield item
 
     @abstractmethod
     async def _send(self, send: Send) -> None: ...

@@ -103,6 +103,7 @@ def render_details(folded: list[Folded]) -> bytes:
 def encode_details(text: str, reasoning: str, started: Started, finished: Finished) -> bytes:
     """The answer with `details`; also the last event of every stream."""
     details = Details(
+        model=started.model,
         finish_reason=finished.reason,
         stop_sequence=finished.stop_sequence,
         prompt_tokens=finished.usage.prompt_tokens,

@@ -1,18 +1,24 @@
 """GET /models, and the commands load, unload and reload."""
 
+from typing import TYPE_CHECKING
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.api.body import json_response
-from llmserve.api.schemas.models import ModelList, ModelStatus
+from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
 from llmserve.gateway import Gateway
 from llmserve.pool.model import Model, State
+from llmserve.registry.config import ModelSpec
+
+if TYPE_CHECKING:
+    from llmserve.remote.model import RemoteModel
 
 
 async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     body = ModelList(
-        models=[_status(model) for model in gateway.models()],
+        models=[_status(gateway, spec) for spec in gateway.config.models],
         memory_budget=gateway.pool.budget_bytes,
         memory_used=gateway.pool.resident_bytes,
     )
@@ -22,18 +28,18 @@ async def list_models(request: Request) -> Response:
 async def load_model(request: Request) -> Response:
     """Answers when the model is ready, or with what keeps it from being so."""
     gateway: Gateway = request.app.state.gateway
-    spec = gateway.resolve(request.path_params["name"])
+    spec = gateway.local(request.path_params["name"])
     async with gateway.pool.lease(spec):
         pass
-    return json_response(_status(gateway.pool.look(spec)))
+    return json_response(_status(gateway, spec))
 
 
 async def unload_model(request: Request) -> Response:
     """Answers when the memory is free; 409 while requests are running."""
     gateway: Gateway = request.app.state.gateway
-    spec = gateway.resolve(request.path_params["name"])
+    spec = gateway.local(request.path_params["name"])
     await gateway.pool.unload(spec)
-    return json_response(_status(gateway.pool.look(spec)))
+    return json_response(_status(gateway, spec))
 
 
 async def reload_config(request: Request) -> Response:
@@ -42,7 +48,32 @@ async def reload_config(request: Request) -> Response:
     return json_response(await gateway.reload())
 
 
-def _status(model: Model) -> ModelStatus:
+def _status(gateway: Gateway, spec: ModelSpec) -> ModelStatus:
+    if spec.remote:
+        return _remote_status(gateway.remotes.model(spec))
+    return _local_status(gateway.pool.look(spec))
+
+
+def _remote_status(model: "RemoteModel") -> ModelStatus:
+    addresses = [
+        AddressStatus(address.url, address.state, address.num_active, address.error)
+        for address in model.addresses.all
+    ]
+    return ModelStatus(
+        name=model.spec.name,
+        aliases=model.spec.aliases,
+        source=model.spec.source,
+        state=model.state,
+        slots=model.spec.max_concurrency,
+        active=model.num_active,
+        last_used=model.last_used_s or None,
+        error=model.addresses.error,
+        fallback=model.spec.fallback,
+        addresses=addresses,
+    )
+
+
+def _local_status(model: Model) -> ModelStatus:
     placement = model.placement
     return ModelStatus(
         name=model.spec.name,
@@ -58,4 +89,5 @@ def _status(model: Model) -> ModelStatus:
         last_used=model.last_used_s or None,
         pinned=model.spec.pinned,
         error=model.error.message if model.error else None,
+        fallback=model.spec.fallback,
     )

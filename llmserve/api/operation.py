@@ -6,7 +6,7 @@ from msgspec import Struct
 
 BODY = (400, 413)  # the errors of a route that reads a body,
 MODEL = (404, 503)  # of one that needs a model,
-GENERATION = (*BODY, *MODEL, 429)  # and of one that lets it write
+GENERATION = (*BODY, *MODEL, 429, 502, 504)  # and of one that lets it write
 
 
 class Operation(Struct, frozen=True, kw_only=True):

@@ -27,10 +27,10 @@ OPERATIONS = {
         summary="Read models.toml again", tag="Models", answer=ConfigChange, errors=(400,)
     ),
     "/models/{name:path}/load": Operation(
-        summary="Load a model now", tag="Models", answer=ModelStatus, errors=MODEL
+        summary="Load a model now", tag="Models", answer=ModelStatus, errors=(*MODEL, 400)
     ),
     "/models/{name:path}/unload": Operation(
-        summary="Free a model's memory", tag="Models", answer=ModelStatus, errors=(*MODEL, 409)
+        summary="Free a model's memory", tag="Models", answer=ModelStatus, errors=(*MODEL, 400, 409)
     ),
     "/health": Operation(summary="The process lives", tag="Operation", answer=Status),
     "/ready": Operation(

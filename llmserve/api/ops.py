@@ -20,4 +20,4 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    return Response(gateway.metrics.render(), media_type=gateway.metrics.content_type)
+    return Response(gateway.render_metrics(), media_type=gateway.metrics.content_type)

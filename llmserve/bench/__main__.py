@@ -9,6 +9,7 @@ from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import embeddings as embeddings_bench
 from llmserve.bench import pool as pool_bench
 from llmserve.bench import prefix as prefix_bench
+from llmserve.bench import remote as remote_bench
 from llmserve.bench import scheduling as scheduling_bench
 from llmserve.bench import sweep as sweep_bench
 from llmserve.bench import throughput
@@ -54,6 +55,7 @@ def main(
       scripts/bench pool                             loading, unloading, swapping models
       scripts/bench constrained                      answers under a JSON schema
       scripts/bench dialects                         what OpenAI's dialect costs
+      scripts/bench remote                           what the gateway adds to a provider
       scripts/bench embeddings                       what a batch of texts is worth
       scripts/bench prefix --peer URL                prompts with a common beginning
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
@@ -159,6 +161,14 @@ def sweep(
     if plot:
         sweep_bench.plot(points, plot)
     click.echo(render(sweep_bench.figures(points), as_json=as_json))
+
+
+@main.command()
+@rounds_option
+@json_option
+def remote(rounds: int, as_json: bool) -> None:
+    """Latency, CPU and requests a second over a provider that answers at once."""
+    click.echo(render(remote_bench.run(num_rounds=rounds), as_json=as_json))
 
 
 @main.command()

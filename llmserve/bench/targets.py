@@ -82,6 +82,12 @@ class Server:
     def rss_bytes(self) -> int:
         return psutil.Process(self._process.pid).memory_info().rss
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that it has taken so far."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def _poll(self, route: str, begin_s: float) -> float:
         """Seconds from `begin_s` until `route` answers 200."""
         while True:

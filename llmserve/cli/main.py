@@ -12,6 +12,7 @@ import msgspec
 
 from llmserve import __version__
 from llmserve.cli import table
+from llmserve.cli.check import check
 from llmserve.cli.options import config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
@@ -19,6 +20,8 @@ from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.registry.config import Config, ModelSpec
 from llmserve.registry.sizes import human
 from llmserve.registry.sources import check_files, locate_all
+
+log = logging.getLogger(__name__)
 
 
 class _Commands(click.Group):
@@ -43,10 +46,12 @@ def cli() -> None:
       llmserve models                             what models.toml offers, and what is on disk
       llmserve pull qwen                          download a model of models.toml
       llmserve run smollm2 "Say hello."           answer in the terminal, without a server
+      llmserve check big                          test a remote provider
     """
 
 
 cli.add_command(pull)
+cli.add_command(check)
 
 
 @cli.command()
@@ -77,8 +82,17 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     config = load(config_path)
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
+    _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
-    run_server(build_gateway(msgspec.structs.replace(config, server=server)))
+    run_server(build_gateway(msgspec.structs.replace(config, server=server), os.environ))
+
+
+def _warn_of_missing_keys(config: Config) -> None:
+    """Of providers. No refusal: the models that run here do not need them."""
+    for spec in config.models:
+        variable = spec.remote.api_key_env if spec.remote else None
+        if variable and not os.environ.get(variable):
+            log.warning("model %s: the environment variable %s is not set", spec.name, variable)
 
 
 @cli.command()
@@ -142,7 +156,7 @@ def run(
 async def _print_answer(config: Config, request: Request) -> None:
     from llmserve.gateway import build_gateway
 
-    gateway = build_gateway(config)
+    gateway = build_gateway(config, os.environ)
     is_thinking = False
     try:
         async with contextlib.aclosing(gateway.generate(request)) as events:
@@ -169,6 +183,8 @@ def _text(given: str | bytes, what: str) -> str:
 
 
 def _size_on_disk(spec: ModelSpec) -> str:
+    if spec.remote:
+        return "-"
     try:
         return human(sum(file.stat().st_size for file in locate_all(spec)))
     except ModelFileError:
@@ -179,3 +195,5 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
+    if level == "info":  # a line for every request to a provider or the hub
+        logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -21,6 +21,7 @@ class Policy(Struct, frozen=True):
     max_queue_tokens: int = 262_144  # of the prompts that wait for a slot
     queue_timeout_s: float | None = None  # longest wait for a slot; None: for ever
     target_itl_s: float = 0.15  # what a step should take at most while answers are decoded
+    speculation: bool = True  # whether what comes next may be guessed from what was said
 
 
 class Admission:

@@ -3,6 +3,8 @@
 Changes the sequences, but neither slots nor cells: who has ended is for the worker to let go.
 """
 
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmserve.core import FinishReason
@@ -15,35 +17,52 @@ from llmserve.engine.sampling import choose_tokens
 from llmserve.engine.scheduler import Work
 from llmserve.engine.sequence import Sequence
 
+_NO_LOGITS = "the model computed no finite logits for this request"
 
-class Advance(NamedTuple):
-    replies: list[Reply]
-    ended: list[Sequence]  # finished or failed
+
+@dataclass
+class Advance:
+    replies: list[Reply] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)  # finished or failed
+    num_accepted: int = 0  # guessed tokens that came true
 
 
 def advance(
     work: list[Work], logits: Logits, masks: StepMasks, runtime: Runtime, now_s: float
 ) -> Advance:
-    """Book the computed tokens, choose the next ones, and say what came of it."""
-    ready, logits = _book(work, logits)
-    samplers = [sequence.sampler for sequence in ready]
-    tokens = choose_tokens(logits, samplers, [masks.allowed.get(s.id) for s in ready])
-    outcome = Advance([], [])
-    for sequence, token, row in zip(ready, tokens, logits, strict=True):
+    """Book the computed tokens, choose the next ones, and say what came of it.
+
+    Cells of guessed tokens that did not come true stay behind those that are booked.
+    """
+    ready = _book(work, logits)
+    rows = logits if len(ready) == len(logits) else logits[[each.row for each in ready]]
+    samplers = [each.sequence.sampler for each in ready]
+    tokens = choose_tokens(rows, samplers, [masks.allowed.get(r.sequence.id) for r in ready])
+    outcome = Advance()
+    for each, token, row in zip(ready, tokens, rows, strict=True):
+        sequence = each.sequence
         if sequence.id in masks.faults:
             _fail(outcome, sequence, _off_grammar(masks.faults[sequence.id]))
         elif token is None or not sequence.is_sound:
-            _fail(outcome, sequence, "the model computed no finite logits for this request")
+            _fail(outcome, sequence, _NO_LOGITS)
         else:
             outcome.replies.extend((sequence.id, event) for event in sequence.prompt_events())
             _take(outcome, sequence, token, row, runtime, now_s)
+            _verify(outcome, each, logits, runtime, now_s)
     return outcome
 
 
-def _book(work: list[Work], logits: Logits) -> tuple[list[Sequence], Logits]:
-    """Note what was computed; returns whose next tokens can be chosen, and their rows."""
-    ready: list[Sequence] = []
-    last_rows: list[int] = []
+class _Ready(NamedTuple):
+    """Whose next token is chosen from which row of the logits; the rows of its draft follow."""
+
+    sequence: Sequence
+    row: int
+    draft: Seq[int]
+
+
+def _book(work: list[Work], logits: Logits) -> list[_Ready]:
+    """Note what was computed; returns whose next tokens can be chosen."""
+    ready: list[_Ready] = []
     end = 0
     for each in work:
         begin, end = end, end + each.num_outputs
@@ -52,9 +71,27 @@ def _book(work: list[Work], logits: Logits) -> tuple[list[Sequence], Logits]:
             sequence.prompt_scores.push(sequence.num_computed, logits[begin:end])
         sequence.num_computed += each.num_tokens
         if sequence.num_pending == 0:
-            ready.append(sequence)
-            last_rows.append(end - 1)
-    return ready, logits if len(ready) == end else logits[last_rows]
+            ready.append(_Ready(sequence, end - 1 - len(each.draft), each.draft))
+    return ready
+
+
+def _verify(
+    outcome: Advance, ready: _Ready, logits: Logits, runtime: Runtime, now_s: float
+) -> None:
+    """Go on through the guessed tokens as long as they are just those that are chosen."""
+    sequence = ready.sequence
+    for index, guessed in enumerate(ready.draft, start=ready.row + 1):
+        has_ended = bool(outcome.ended) and outcome.ended[-1] is sequence
+        if has_ended or sequence.tokens[-1] != guessed:
+            return
+        sequence.num_computed += 1
+        outcome.num_accepted += 1
+        row = logits[index]
+        token = sequence.sampler.choose(row)
+        if token is None:
+            _fail(outcome, sequence, _NO_LOGITS)
+            return
+        _take(outcome, sequence, token, row, runtime, now_s)
 
 
 def _take(

@@ -11,6 +11,7 @@ from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import InvalidRequestError, TooLargeError
 
 MAX_TOKENS = 300_000  # of all inputs of one request, as OpenAI's
+_LIKELY_CHARACTERS = 8  # of one token; a text of so many each may still have few tokens
 
 
 def encode(request: EmbeddingRequest, runtime: Runtime, limits: EmbeddingLimits) -> list[list[int]]:
@@ -54,7 +55,7 @@ def _tokens(
     if isinstance(given, str):
         _check_hopeless(given, name, runtime, limits)
         with prompt.valid_unicode(name, param=name):
-            tokens = runtime.tokenize(given, add_special=True)
+            tokens = _tokenize(given, name, runtime, limits)
     else:
         prompt.check_vocabulary(given, runtime, name)
         tokens = list(given)
@@ -63,6 +64,21 @@ def _tokens(
     if len(tokens) > limits.max_len:
         raise _too_long(name, f"{len(tokens)}", limits)
     return tokens
+
+
+def _tokenize(text: str, name: str, runtime: Runtime, limits: EmbeddingLimits) -> list[int]:
+    """A text that is much too long is refused by its beginning.
+
+    llama.cpp takes minutes for a megabyte of special tokens, its time grows with the square of
+    their number; and the vocabularies of encoders have no bound as `_check_hopeless` needs it.
+    """
+    size = _LIKELY_CHARACTERS * limits.max_len
+    while size < len(text):
+        num_tokens = len(runtime.tokenize(text[:size], add_special=False))
+        if num_tokens > limits.max_len:
+            raise _too_long(name, f"at least {num_tokens}", limits)
+        size *= 2
+    return runtime.tokenize(text, add_special=True)
 
 
 def _check_dimensions(dimensions: int | None, limits: EmbeddingLimits) -> None:

@@ -109,6 +109,7 @@ class Engine:
             self._compiler,
             target_itl_s=policy.target_itl_s,
             queue_timeout_s=policy.queue_timeout_s,
+            speculation=policy.speculation,
             prefix_cache_bytes=prefix_cache_bytes,
             disk=disk,
         )

@@ -1,6 +1,7 @@
 """A submitted request -> a sequence that can be scheduled."""
 
 from llmserve.engine.constraint import Compiler
+from llmserve.engine.drafting import Drafter
 from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.messages import Submit
 from llmserve.engine.output import TextStream
@@ -10,8 +11,10 @@ from llmserve.engine.sampling import Sampler
 from llmserve.engine.sequence import Sequence
 
 
-def make_sequence(submit: Submit, arrival: int, runtime: Runtime, compiler: Compiler) -> Sequence:
-    """`compiler` has prepared the constraint, if there is one."""
+def make_sequence(
+    submit: Submit, arrival: int, runtime: Runtime, compiler: Compiler, *, drafts: bool
+) -> Sequence:
+    """`compiler` has prepared the constraint, if there is one; `drafts` where it may be guessed."""
     info = runtime.info
     return Sequence(
         id=submit.id,
@@ -30,10 +33,16 @@ def make_sequence(submit: Submit, arrival: int, runtime: Runtime, compiler: Comp
         prompt_scores=_prompt_scores(submit, runtime),
         matcher=compiler.take(submit.id) if submit.constraint else None,
         reading=submit.reading,
+        drafter=Drafter() if drafts and _can_draft(submit) else None,
         is_batch=submit.is_batch,
         deterministic=submit.deterministic,
         namespace=submit.namespace,
     )
+
+
+def _can_draft(submit: Submit) -> bool:
+    """Masks and the rows of prompts are made for one token at a time."""
+    return not (submit.deterministic or submit.constraint or submit.prompt_logprobs)
 
 
 def _logprob_stream(submit: Submit) -> LogprobStream | None:

@@ -220,7 +220,7 @@ class KvCache:
         """`work`, but that no step goes beyond where a checkpoint is wanted."""
         if self._can_cut or not self._parking.budget_bytes:
             return work
-        return [self._clip(*w) for w in work]
+        return [self._clip(w.sequence, w.num_tokens) for w in work]
 
     def _clip(self, sequence: Sequence, num_tokens: int) -> Work:
         assert sequence.slot is not None
@@ -231,8 +231,8 @@ class KvCache:
         """`work` has been computed: save the checkpoints that are wanted."""
         if self._can_cut:
             return
-        for sequence, _ in work:
-            slot = sequence.slot
+        for each in work:
+            sequence, slot = each.sequence, each.sequence.slot
             if slot is not None and sequence.num_computed in self._cuts[slot]:
                 self._cuts[slot].discard(sequence.num_computed)
                 self._park(sequence, slot)

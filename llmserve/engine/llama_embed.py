@@ -143,6 +143,7 @@ def _context_params(params: EmbeddingParams) -> lib.llama_context_params:
     wanted.n_ctx = params.max_len
     wanted.n_batch = wanted.n_ubatch = params.max_tokens
     wanted.n_seq_max = params.max_inputs
+    wanted.swa_full = False  # no input goes back to an earlier token
     wanted.embeddings = True
     wanted.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
     if params.is_whole:

@@ -68,11 +68,13 @@ class Failed(Struct, frozen=True, tag=True):
 class StepStats(Struct, frozen=True, tag=True):
     """One step, for the metrics."""
 
-    num_decoded: int  # sequences that computed one token
+    num_decoded: int  # rows: sequences that computed one token, and tokens that were guessed
     num_prefilled: int  # prompt tokens, or those of inputs to embed
     num_cells: int = 0  # that were in use before
     expected_s: float | None = None
     step_s: float = 0.0
+    num_drafted: int = 0  # guessed tokens
+    num_accepted: int = 0  # those that came true
     num_preempted: int = 0  # sequences that lost their slots since the step before
 
 

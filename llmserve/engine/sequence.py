@@ -20,6 +20,7 @@ from llmserve.core import (
     Timings,
     Usage,
 )
+from llmserve.engine.drafting import Drafter
 from llmserve.engine.logprobs import LogprobStream, PromptScores
 from llmserve.engine.output import Piece, TextStream
 from llmserve.engine.reading import Reader, Reading
@@ -40,6 +41,7 @@ class Sequence:
     logprobs: LogprobStream | None = None  # where they were asked for
     matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
     reading: Reading | None = None  # where there can be more than text in it
+    drafter: Drafter | None = None  # where its next tokens may be guessed
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
     namespace: str = ""  # whose cache it may use
     is_batch: bool = False  # nobody waits for it

@@ -8,7 +8,7 @@ ends, its last report is `Ended`; the runtime belongs to whoever made it, and ou
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 
 import msgspec
@@ -42,6 +42,7 @@ from llmserve.engine.scheduler import (
     Limits,
     Outlook,
     Work,
+    add_drafts,
     has_room,
     in_age,
     plan_entries,
@@ -70,6 +71,7 @@ class Worker:
         *,
         target_itl_s: float = DEFAULT_TARGET_ITL_S,
         queue_timeout_s: float | None = None,
+        speculation: bool = True,
         prefix_cache_bytes: int = 0,
         disk: DiskOptions | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Worker:
             target_itl_s=target_itl_s,
         )
         self._queue_timeout_s = queue_timeout_s
+        self._drafts = speculation and limits.can_cut  # a wrong guess has to go again
         self._costs = Costs()
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -184,7 +187,9 @@ class Worker:
     def _accept(self, submit: Submit) -> None:
         self._num_arrivals += 1
         try:
-            sequence = make_sequence(submit, self._num_arrivals, self._runtime, self._compiler)
+            sequence = make_sequence(
+                submit, self._num_arrivals, self._runtime, self._compiler, drafts=self._drafts
+            )
         except Exception:  # parameters that somebody above should have refused
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
@@ -207,22 +212,22 @@ class Worker:
             return
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        limits = self._setbacks.limited(self._limits)
-        work = self._setbacks.chosen(plan_work(self._roster.running, limits, outlook))
-        work = self._kv.clip(work)
+        work = self._plan_work(outlook)
         stats = self._expect(work)
         masks = self._masks.start(w.sequence for w in work if w.is_last)
         logits = self._decode(work)
         if logits is None:
             return
-        replies, ended = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
+        outcome = advance(work, logits, masks.wait(), self._runtime, time.monotonic())
         step_s = time.monotonic() - begin_s
         self._kv.note(work)
-        for sequence in ended:
+        self._rewind(w for w in work if w.draft)  # cells of guesses that were wrong
+        for sequence in outcome.ended:
             self._lengths.observe(sequence.num_generated)
             self._remove(sequence)
         self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
-        self._tell(replies, msgspec.structs.replace(stats, step_s=step_s))
+        stats = msgspec.structs.replace(stats, step_s=step_s, num_accepted=outcome.num_accepted)
+        self._tell(outcome.replies, stats)
 
     def _change_slots(self, outlook: Outlook) -> None:
         """Let go whom there is no room for, or else let in whom there is room for."""
@@ -245,14 +250,22 @@ class Worker:
             if sequence.started_s is None and sequence.accepted_s < latest_s:
                 self._fail(sequence, "no slot became free in time", is_timeout=True)
 
+    def _plan_work(self, outlook: Outlook) -> list[Work]:
+        limits, running = self._setbacks.limited(self._limits), self._roster.running
+        work = self._kv.clip(self._setbacks.chosen(plan_work(running, limits, outlook)))
+        return add_drafts(work, limits, outlook, used_cells(running))
+
     def _expect(self, work: list[Work]) -> StepStats:
         """What `work` is, and how long it should take; told once it is done."""
-        num_tokens = sum(w.num_tokens for w in work)
-        num_decoded = sum(w.num_tokens == 1 for w in work)
+        num_drafted = sum(len(w.draft) for w in work)
+        num_tokens = sum(w.num_tokens for w in work) + num_drafted
+        num_decoded = sum(w.num_tokens == 1 for w in work) + num_drafted
         num_cells = used_cells(self._roster.running)
         num_prefilled = num_tokens - num_decoded
         expected_s = self._costs.step_s(num_decoded, num_prefilled, num_cells)
-        return StepStats(num_decoded, num_prefilled, num_cells, expected_s=expected_s)
+        return StepStats(
+            num_decoded, num_prefilled, num_cells, expected_s=expected_s, num_drafted=num_drafted
+        )
 
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
         self._reporter.tell(replies, self._outlook(), stats)
@@ -284,9 +297,10 @@ class Worker:
 
     # -- what can go wrong ------------------------------------------------------------------
 
-    def _rewind(self, work: list[Work]) -> None:
-        for sequence, _ in work:  # parts of the batch may have been written
-            self._roster.rewind(sequence)
+    def _rewind(self, work: Iterable[Work]) -> None:
+        """Empty the cells that are not booked."""
+        for each in work:
+            self._roster.rewind(each.sequence)
 
     def _shrink(self, work: list[Work]) -> None:
         """llama.cpp found no cells: try half the prompt tokens, then one sequence fewer."""
@@ -345,12 +359,12 @@ class Worker:
 
 
 def _chunk(work: Work) -> Chunk:
-    sequence, num_tokens = work
-    end = sequence.num_computed + num_tokens
+    sequence = work.sequence
+    end = sequence.num_computed + work.num_tokens
     return Chunk(
         slot=slot_of(sequence),
         start=sequence.num_computed,
-        tokens=sequence.tokens[sequence.num_computed : end],
+        tokens=[*sequence.tokens[sequence.num_computed : end], *work.draft],
         wants_logits=work.is_last,
-        wants_all=sequence.wants_all_rows,
+        wants_all=sequence.wants_all_rows or bool(work.draft),
     )

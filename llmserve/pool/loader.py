@@ -118,6 +118,8 @@ def make_engine(
             step_s=stats.step_s,
             expected_s=stats.expected_s,
         )
+        if stats.num_drafted:
+            metrics.observe_draft(spec.name, stats.num_drafted, stats.num_accepted)
         if stats.num_preempted:
             metrics.observe_preemptions(spec.name, stats.num_preempted)
 
@@ -132,6 +134,7 @@ def make_engine(
             max_queue_tokens=spec.max_queue_tokens,
             queue_timeout_s=spec.queue_timeout,
             target_itl_s=spec.target_itl,
+            speculation=spec.speculation,
         ),
         default_mode=spec.default_mode,
         on_step=on_step,

@@ -6,17 +6,19 @@ Every refusal is a `ConfigError` that names the file, the key and the fix.
 import difflib
 import re
 import tomllib
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from llmserve.core import Mode, Pooling
 from llmserve.errors import ConfigError
+from llmserve.registry.fallback import chain, way_back
+from llmserve.registry.provider import KEYS as PROVIDER_KEYS
+from llmserve.registry.provider import Extra, Provider, Retry, check_provider
 from llmserve.registry.refs import BadRefError, HubRef, make_ref
-from llmserve.registry.units import Duration, Size
+from llmserve.registry.units import Duration, Headers, Size
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=1)]
@@ -25,7 +27,8 @@ Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
-_SOURCES = ("package", "path", "hf")
+_SOURCES = ("package", "path", "hf", "remote")
+_REMOTE_TOO = ("remote", "aliases", "max_concurrency", "max_queue", "default_mode", "fallback")
 _FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 
 
@@ -46,7 +49,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[models.NAME]`: one model, where it comes from and how it is run."""
+    """`[models.NAME]`: one model, where it comes from and how it is run.
+
+    Beside `remote`, only the keys of `Provider` and `_REMOTE_TOO` are given.
+    """
 
     name: str = ""  # the NAME of the table; not a key in it
     package: Text | None = None  # an installed Python distribution that ships the file
@@ -62,16 +68,21 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 262_144  # of waiting prompts
     queue_timeout: Duration | None = None  # longest wait for a slot; None: as long as it takes
     target_itl: Duration = Duration(0.15)  # between two tokens of a stream while prompts come
+    speculation: bool = True  # whether steps may verify guesses at what comes next
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
     default_mode: Mode | None = None
     pooling: Pooling | None = None  # for embeddings; None: as the model's file says, if it does
     keep_alive: Duration | None = None  # unload after so long without a request; None: never
     pinned: bool = False  # never unload
+    fallback: tuple[str, ...] = ()  # names of models that answer when this one cannot
+    remote: Provider | None = None  # in the file its keys stand beside the others
 
     @property
     def source(self) -> str:
         """Where the weights come from, for people."""
+        if self.remote:
+            return f"remote {', '.join(self.remote.urls)}"
         if self.package:
             return f"package {self.package}"
         return f"path {self.path}" if self.path else f"hf {self.hf}"
@@ -96,6 +107,17 @@ class Config(Struct, frozen=True):
     def default(self) -> ModelSpec:
         """The model of a request that names none: called or aliased `default`, else the first."""
         return self.names.get("default", self.models[0])
+
+    @property
+    def stand_ins(self) -> dict[str, list[str]]:
+        """The names of `fallback` of every model, without aliases."""
+        return {m.name: [self.names[name].name for name in m.fallback] for m in self.models}
+
+    def chain(self, spec: ModelSpec) -> list[ModelSpec]:
+        """`spec` and the models that may stand in for it, in the order to try."""
+        if not spec.fallback:
+            return [spec]
+        return [self.names[name] for name in chain(spec.name, self.stand_ins)]
 
 
 class ConfigChange(Struct, frozen=True):
@@ -139,7 +161,9 @@ def load_config(path: Path) -> Config:
     models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")
-    return Config(path, file.server, models, _index(path, models))
+    config = Config(path, file.server, models, _index(path, models))
+    _check_fallbacks(path, config)
+    return config
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -156,12 +180,12 @@ def _convert(path: Path, where: str, raw: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(raw, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(str(error), where)}") from error
+        raise ConfigError(f"{path}: {_explain(str(error), where, kind)}") from error
 
 
 def _decode(kind: type, value: object) -> object:
     """The types that msgspec does not know; it adds the key to what is raised here."""
-    if kind in (Size, Duration):
+    if kind in (Size, Duration, Headers):
         return kind.parse(value)
     assert kind is Path
     if not isinstance(value, str):
@@ -171,22 +195,37 @@ def _decode(kind: type, value: object) -> object:
     return Path(value)
 
 
-def _explain(message: str, where: str) -> str:
+def _explain(message: str, where: str, kind: type) -> str:
     """msgspec's message with the key first, and the known values where one is unknown."""
-    what, _, key = message.partition(" - at `$")
-    key = (where + key.rstrip("`")).lstrip(".")
+    what, _, inner = message.partition(" - at `$")
+    inner = inner.rstrip("`")
+    key = (where + inner).lstrip(".")
     prefix = f"{key}: " if key else ""
     if what.startswith("Invalid enum value"):
-        values: type[StrEnum] = Pooling if key.endswith(".pooling") else Mode
-        return f"{prefix}{what}; give one of {', '.join(values)}"
+        return f"{prefix}{what}; give one of {', '.join(_values(key))}"
     unknown = re.search(r"unknown field `(.*)`", what)
     if not unknown:
         return prefix + what
-    owner = _File if not key else ServerConfig if key == "server" else ModelSpec
-    known = [name for name in owner.__struct_fields__ if name != "name"]
+    known = _known_keys({".server": ServerConfig, ".retry": Retry}.get(inner, kind))
     close = difflib.get_close_matches(unknown[1], known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
     return f"{prefix}unknown key {unknown[1]!r}; {hint}"
+
+
+def _values(key: str) -> tuple[str, ...]:
+    """What an enumerated key can be."""
+    key = re.sub(r"\[\d+\]$", "", key).rpartition(".")[2]
+    if key in ("default_mode", "pooling"):
+        return tuple(Mode if key == "default_mode" else Pooling)
+    return get_args(Extra if key == "extra_parameters" else get_type_hints(Provider)[key])
+
+
+def _known_keys(owner: type) -> list[str]:
+    if owner in (ModelSpec, Provider):
+        own = [key for key in ModelSpec.__struct_fields__ if key not in ("name", "remote")]
+        return [*own, *PROVIDER_KEYS]
+    assert issubclass(owner, Struct)
+    return list(owner.__struct_fields__)
 
 
 def _model(path: Path, name: str, table: object) -> ModelSpec:
@@ -195,7 +234,33 @@ def _model(path: Path, name: str, table: object) -> ModelSpec:
         raise ConfigError(
             f"{path}: models.{name}: unknown key 'name'; the table's own name is the name"
         )
-    return _complete(path, name, _convert(path, f"models.{name}", table, ModelSpec))
+    where = f"models.{name}"
+    if not isinstance(table, dict):
+        return _complete(path, name, _convert(path, where, table, ModelSpec))
+    spec = _convert(
+        path, where, {k: v for k, v in table.items() if k not in PROVIDER_KEYS}, ModelSpec
+    )
+    if "remote" in table:
+        spec = msgspec.structs.replace(spec, remote=_provider(path, where, table))
+    elif strays := [key for key in table if key in PROVIDER_KEYS]:
+        raise ConfigError(f"{path}: {where}.{strays[0]}: only goes with remote")
+    return _complete(path, name, spec)
+
+
+def _provider(path: Path, where: str, table: dict[str, Any]) -> Provider:
+    for key in table:
+        if key not in (*PROVIDER_KEYS, *_REMOTE_TOO, *_SOURCES):
+            raise ConfigError(f"{path}: {where}.{key}: does not go with remote; leave it out")
+    keys = {key: value for key, value in table.items() if key in PROVIDER_KEYS}
+    remote = keys.pop("remote")
+    urls = [remote] if isinstance(remote, str) else remote
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        raise ConfigError(f"{path}: {where}.remote: give an address, or a list of addresses")
+    urls = [url.rstrip("/") for url in urls]
+    provider = _convert(path, where, {**keys, "urls": urls}, Provider)
+    if problem := check_provider(provider):
+        raise ConfigError(f"{path}: {where}.{problem[0]}: {problem[1]}")
+    return provider
 
 
 def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
@@ -232,6 +297,23 @@ def _check_file_keys(where: str, spec: ModelSpec, source: str) -> None:
         _ = spec.hub  # parses
     except BadRefError as error:
         raise ConfigError(f"{where}.{error.key}: {error.reason}") from error
+
+
+def _check_fallbacks(path: Path, config: Config) -> None:
+    """Raises `ConfigError` for a name that nobody has, and for a way back to the same model."""
+    for spec in config.models:
+        for name in spec.fallback:
+            if name not in config.names:
+                known = ", ".join(sorted(config.names))
+                raise ConfigError(
+                    f"{path}: models.{spec.name}.fallback: no model {name!r}; there are: {known}"
+                )
+    for spec in config.models:
+        if way := way_back(spec.name, config.stand_ins):
+            raise ConfigError(
+                f"{path}: models.{spec.name}.fallback: leads back to itself ({' -> '.join(way)});"
+                " remove one of them"
+            )
 
 
 def _index(path: Path, models: tuple[ModelSpec, ...]) -> dict[str, ModelSpec]:

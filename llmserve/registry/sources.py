@@ -45,6 +45,8 @@ def locate(spec: ModelSpec) -> Path:
 
 def locate_all(spec: ModelSpec) -> tuple[Path, ...]:
     """All files of `spec`'s weights, the one to load first. Raises `ModelFileError`."""
+    if spec.remote:
+        raise ModelFileError(f"model {spec.name!r} ({spec.source}) has no file here")
     if spec.hub:
         files = cache.find(spec.hub)
         if not files:
@@ -63,7 +65,7 @@ def locate_all(spec: ModelSpec) -> tuple[Path, ...]:
 def check_files(specs: Iterable[ModelSpec]) -> None:
     """Raises `ModelFileError` for a model whose file is missing, unless it can be downloaded."""
     for spec in specs:
-        if not spec.hub:
+        if not spec.hub and not spec.remote:
             locate(spec)
 
 

@@ -1,4 +1,4 @@
-"""Quantities as people write them in models.toml: "6GiB", "10m"."""
+"""Values that models.toml writes in a way of its own: "6GiB", "10m", a table of headers."""
 
 import re
 
@@ -29,3 +29,14 @@ class Duration(float):
         if not match or match[2].lower() not in _DURATIONS:
             raise ValueError(f"{text!r} is no duration; write a number and a unit, such as '10m'")
         return cls(float(match[1]) * _DURATIONS[match[2].lower()])
+
+
+class Headers(tuple[tuple[str, str], ...]):
+    """HTTP headers, in the order of their table. A tuple, so that a spec can be hashed."""
+
+    @classmethod
+    def parse(cls, table: object) -> "Headers":
+        """`{"x-team" = "a"}`. Raises ValueError that says what is expected."""
+        if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+            raise ValueError("Expected a table of strings, such as { x-team = 'a' }")
+        return cls(table.items())

@@ -70,6 +70,7 @@ def test_details_on_request(service: FakeService) -> None:
     details = body["details"]
     timings = details.pop("timings")
     assert details == {
+        "model": "fake",
         "finish_reason": "length",
         "stop_sequence": None,
         "prompt_tokens": 5,

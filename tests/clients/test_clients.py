@@ -132,9 +132,8 @@ def run_script(client: str, folder: Path, task: str) -> None:
     (folder / "node_modules").symlink_to(made / "node_modules")
     (folder / client).mkdir()
     shutil.copy(HERE / "report.mjs", folder)
-    run(
-        [made / "bin/node", shutil.copy(HERE / client / "check.mjs", folder / client), task], folder
-    )
+    script = shutil.copy(HERE / client / "check.mjs", folder / client)
+    run([made / "bin/node", script, task], folder)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,13 @@ def test_a_stream_with_usage_is_the_same_text(client: OpenAI) -> None:
         chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
+    usage, again = whole.usage, chunks[-1].usage
+    assert usage
+    assert again
+    assert again.total_tokens == usage.total_tokens
+    assert again.completion_tokens == usage.completion_tokens
+    assert again.prompt_tokens_details
+    assert again.prompt_tokens_details.cached_tokens == again.prompt_tokens - 1  # known by now
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content

@@ -106,7 +106,12 @@ def test_a_stream_is_the_same_text(client: OpenAI) -> None:
     last = events[-1]
     assert last.type == f"response.{whole.status}"
     assert last.response.output_text == text == whole.output_text  # type: ignore[union-attr]
-    assert last.response.usage == whole.usage  # type: ignore[union-attr]
+    usage, again = whole.usage, last.response.usage  # type: ignore[union-attr]
+    assert usage
+    assert again
+    assert again.total_tokens == usage.total_tokens
+    assert again.output_tokens == usage.output_tokens
+    assert again.input_tokens_details.cached_tokens == again.input_tokens - 1  # known by now
 
 
 class Person(BaseModel):

@@ -256,7 +256,11 @@ class DiskBench(Bench):
         )
         super().__init__(runtime)
         self.worker = Worker(
-            runtime, self._note, prefix_cache_bytes=1 << 20, disk=options(folder, stamp=stamp)
+            runtime,
+            self._note,
+            prefix_cache_bytes=1 << 20,
+            disk=options(folder, stamp=stamp),
+            speculation=False,
         )
         self.worker._kv.open()
 

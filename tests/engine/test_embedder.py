@@ -95,7 +95,6 @@ def tokens(length: int, salt: int = 0) -> list[int]:
 # -- planning ------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 64), max_size=20),
     begun=st.lists(st.tuples(st.integers(1, 16), st.integers(0, 15)), max_size=4),
@@ -376,4 +375,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestMachine.settings = settings(max_examples=40, stateful_step_count=30)

@@ -5,9 +5,10 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
@@ -65,7 +66,6 @@ def check(
 # -- vectors -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4), min_size=1, max_size=5
@@ -129,6 +129,37 @@ def test_what_is_wrong_is_named(
                 await engine.embed(wrong)
             assert caught.value.param == param
             check(await engine.embed(request("and goes on")), ["and goes on"])
+
+    run(test)
+
+
+def test_a_text_much_too_long_is_refused_by_its_beginning() -> None:
+    """As a vocabulary without a bound needs it; and what has few tokens for its length is not."""
+
+    class Folding(FakeRuntime):
+        """Runs of spaces have no token."""
+
+        def __init__(self) -> None:
+            super().__init__(embedding=WHOLE)
+            self.info = msgspec.structs.replace(self.info, max_token_bytes=None)
+            self.lengths: list[int] = []
+
+        def tokenize(
+            self, text: str, *, add_special: bool, parse_special: bool = True
+        ) -> list[int]:
+            self.lengths.append(len(text))
+            return list(text.replace(" ", "").encode())
+
+    async def test() -> None:
+        runtime = Folding()
+        async with engine_on(runtime) as engine:
+            with pytest.raises(TooLargeError, match="at least 512 tokens"):
+                await engine.embed(request("x" * 1_000_000))
+            assert runtime.lengths == [512]
+            spaced = "a" + " " * 3000 + "b"
+            found = await engine.embed(request(spaced))
+            np.testing.assert_allclose(found.vectors, expected(["ab"]), atol=1e-6)
+            assert runtime.lengths == [512, 512, 1024, 2048, 3002]
 
     run(test)
 

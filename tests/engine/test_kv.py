@@ -285,6 +285,7 @@ turns = st.lists(st.integers(0, 1), min_size=1, max_size=60)
     num_slots=st.integers(1, 4),
     can_cut=st.booleans(),
     cache=st.sampled_from([0, 500, 3000, 1 << 20]),
+    speculation=st.booleans(),
 )
 def test_conversations_get_what_they_would_get_alone(
     conversations: list[tuple[str, list[tuple[list[int], int, int, int | None]]]],
@@ -292,13 +293,16 @@ def test_conversations_get_what_they_would_get_alone(
     num_slots: int,
     can_cut: bool,
     cache: int,
+    speculation: bool,
 ) -> None:
     """Turns of several conversations interleaved, with cancels and preemptions, under any cache.
 
     Small vocabulary, few cells, any budget; `Bench` checks the books after every step.
     """
-    runtime = FakeRuntime(num_cells=num_cells, num_slots=num_slots, max_batch=16, can_cut=can_cut)
-    bench = Bench(runtime, prefix_cache_bytes=cache)
+    runtime = FakeRuntime(
+        num_cells=num_cells, num_slots=num_slots, max_batch=16, max_outputs=16, can_cut=can_cut
+    )
+    bench = Bench(runtime, prefix_cache_bytes=cache, speculation=speculation)
     prompts: list[list[int]] = [[0] * MIN_PREFIX for _ in conversations]
     expected = {}
     for turn in range(4):

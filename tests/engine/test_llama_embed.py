@@ -10,13 +10,12 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
-from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling, Vectors
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import AbortedError, Chunk, EmbeddingParams, InputChunk
 from llmserve.errors import EngineError
-from tests.tiny_encoders import NumpyBert, write_nomic_bert, write_t5_encoder
-from tests.tiny_models import write_lfm2, write_llama, write_qwen3
+from tests.tiny_encoders import NumpyBert, write_bert, write_nomic_bert, write_t5_encoder
+from tests.tiny_models import write_gemma3, write_lfm2, write_llama, write_qwen3
 
 TEXTS = ("hello world", "a", "Is this a test? It is!", "x y z " * 8, "hello world", "so be it")
 _TYPES = {
@@ -216,6 +215,21 @@ def test_a_hybrid_as_llama_cpp_alone(folder: Path) -> None:
     runtime = load(path, Pooling.MEAN, is_whole=False)
     inputs = tokens_of(runtime, TEXTS[:3])
     assert_close(batched(runtime, inputs), directly(path, inputs, Pooling.MEAN))
+    runtime.close()
+
+
+def test_a_sliding_window_as_llama_cpp_alone(folder: Path) -> None:
+    """In parts, with most of the tokens out of the window of the last ones."""
+    path = write_gemma3(folder / "gemma3.gguf", window=16, weights="f16")
+    runtime = load(path, Pooling.LAST, is_whole=False)
+    inputs = tokens_of(runtime, ["to be or not to be " * 5, "that is the question " * 3])
+    assert min(map(len, inputs)) > 80
+    for _ in range(2):
+        found = []
+        for tokens in inputs:
+            runtime.embed([InputChunk(0, 0, tokens[:50], False)])
+            found.append(runtime.embed([InputChunk(0, 50, tokens[50:], True)])[0])
+        assert_close(np.array(found), directly(path, inputs, Pooling.LAST))
     runtime.close()
 
 

@@ -171,7 +171,7 @@ class Simulation:
         used = sum(s.num_computed for s in self.running)
         self.now_s += self.costs.step_s(num_rows, num_tokens - num_rows, used)
         self.num_steps += 1
-        for sequence, count in work:
+        for sequence, count, _ in work:
             sequence.num_computed += count
             if sequence.num_pending == 0:
                 sequence.prompt_scores = None  # told
@@ -218,7 +218,7 @@ def check_work(work: list[Work], running: list[Sequence], limits: Limits, outloo
     assert sum(w.num_outputs for w in work) <= limits.max_outputs
     assert len(running) <= limits.max_running
     assert used + total <= limits.num_cells
-    assert all(0 < count <= s.num_pending for s, count in work)
+    assert all(0 < count <= s.num_pending for s, count, _ in work)
     assert {*num_tokens} <= {*running}
     # Who is deterministic is alone, and its steps do not depend on what is expected.
     if any(s.deterministic for s in running):

@@ -49,7 +49,9 @@ class Bench:
         prefix_cache_bytes: int = 1 << 20,
         target_itl_s: float = 0.15,
         queue_timeout_s: float | None = None,
+        speculation: bool = False,
     ) -> None:
+        """Without `speculation` each token is computed once, which can be counted."""
         self.runtime = runtime
         self.worker = Worker(
             runtime,
@@ -57,6 +59,7 @@ class Bench:
             prefix_cache_bytes=prefix_cache_bytes,
             target_itl_s=target_itl_s,
             queue_timeout_s=queue_timeout_s,
+            speculation=speculation,
         )
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[SampledLogprob]] = {}
@@ -245,15 +248,20 @@ samplings = st.sampled_from(
     st.integers(50, 120),
     st.integers(1, 4),
     st.integers(4, 32),
+    st.booleans(),
 )
 def test_everybody_gets_what_they_would_get_alone(
     requests: list[tuple[list[int], int, SamplingParams, list[str], int, int | None]],
     num_cells: int,
     num_slots: int,
     max_batch: int,
+    speculation: bool,
 ) -> None:
     """Whoever comes and goes, and whatever is preempted; the books balance after every step."""
-    bench = Bench(FakeRuntime(num_cells=num_cells, num_slots=num_slots, max_batch=max_batch))
+    runtime = FakeRuntime(
+        num_cells=num_cells, num_slots=num_slots, max_batch=max_batch, max_outputs=16
+    )
+    bench = Bench(runtime, speculation=speculation)
     bench.expect_short_answers()
     expected: dict[int, Answer] = {}
     cancels: dict[int, list[int]] = {}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import Pooling
@@ -70,7 +70,6 @@ def test_rerankers_are_refused() -> None:
     assert use.pooling is Pooling.CLS
 
 
-@settings(deadline=None)
 @given(st.booleans(), st.integers(1, 40_000), st.integers(0, 1 << 22))
 def test_the_rows_of_logits_are_bounded(is_whole: bool, trained_len: int, vocab_size: int) -> None:
     use = EmbeddingUse(Pooling.MEAN, is_whole, is_only=True)

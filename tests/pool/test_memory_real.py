@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from llmserve.bench.encoder import write_bert
 from llmserve.core import Pooling
 from llmserve.pool.embedding import embedding_use
 from llmserve.pool.memory import ContextOptions, MemoryEstimate, estimate, repacked_types
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import read_model
-from tests.tiny_encoders import write_nomic_bert
+from tests.tiny_encoders import write_bert, write_nomic_bert
 from tests.tiny_models import (
     write_gemma3,
     write_lfm2,

@@ -78,16 +78,20 @@ def finish_reason(reason: FinishReason) -> str:
 
 
 def total_usage(usages: Sequence[core.Usage], num_choices: int) -> Usage:
-    """Of all generations, in their order: the prompt of each `num_choices` counts once."""
-    prompts = usages[::num_choices]
-    num_prompt = sum(usage.prompt_tokens for usage in prompts)
+    """Of all generations, in their order: the prompt of each `num_choices` counts once.
+
+    One of them may compute what the others share: what none had to compute is cached.
+    """
+    prompts = [usages[i : i + num_choices] for i in range(0, len(usages), num_choices)]
+    num_prompt = sum(choices[0].prompt_tokens for choices in prompts)
+    num_cached = sum(min(usage.cached_tokens for usage in choices) for choices in prompts)
     num_generated = sum(usage.generated_tokens for usage in usages)
     num_thought = sum(usage.reasoning_tokens for usage in usages)
     return Usage(
         prompt_tokens=num_prompt,
         completion_tokens=num_generated,
         total_tokens=num_prompt + num_generated,
-        prompt_tokens_details=PromptTokensDetails(sum(u.cached_tokens for u in prompts)),
+        prompt_tokens_details=PromptTokensDetails(num_cached),
         completion_tokens_details=CompletionTokensDetails(num_thought) if num_thought else UNSET,
     )
 
@@ -108,21 +112,21 @@ class StreamEncoder(ABC):
         self._num_choices = num_choices
         self._include_usage = include_usage
         self._usages: list[core.Usage | None] = [None] * (num_prompts * num_choices)
-        self._model = ""
+        self._models = [""] * len(self._usages)  # fallbacks may answer some of them
 
     def encode(self, item: Indexed) -> bytes:
         index, event = item
         match event:
             case Started():
-                self._model = event.model
-                return self._chunk(self.start(index))
+                self._models[index] = event.model
+                return self._chunk(index, self.start(index))
             case Queued():
                 return b""
             case Finished():
                 self._usages[index] = event.usage
-                return self._chunk(self.finish(index, event)) + self._end()
+                return self._chunk(index, self.finish(index, event)) + self._end()
             case _:
-                return self._chunk(self.part(index, event))
+                return self._chunk(index, self.part(index, event))
 
     @abstractmethod
     def start(self, index: int) -> Struct | None:
@@ -135,12 +139,12 @@ class StreamEncoder(ABC):
     @abstractmethod
     def finish(self, index: int, event: Finished) -> Struct: ...
 
-    def _chunk(self, choice: Struct | None) -> bytes:
+    def _chunk(self, index: int, choice: Struct | None) -> bytes:
         if choice is None:
             return b""
         # OpenAI's own chunks have a null there, once the usage is asked for.
         usage = None if self._include_usage else UNSET
-        return sse_event(self._head.body(self._model, [choice], usage))
+        return sse_event(self._head.body(self._models[index], [choice], usage))
 
     def _end(self) -> bytes:
         """What follows the last choice's last chunk."""
@@ -150,6 +154,6 @@ class StreamEncoder(ABC):
         if not self._include_usage:
             return DONE
         return (
-            sse_event(self._head.body(self._model, [], total_usage(usages, self._num_choices)))
+            sse_event(self._head.body(self._models[0], [], total_usage(usages, self._num_choices)))
             + DONE
         )

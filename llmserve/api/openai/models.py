@@ -27,7 +27,7 @@ async def get_model(request: Request) -> Response:
 
 
 def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
-    model = gateway.pool.look(spec)
+    model = gateway.pool.look(spec)  # of a remote one it knows nothing
     placement = model.placement
     return ModelCard(
         id=name,
@@ -36,5 +36,5 @@ def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
         owned_by="llmserve",
         root=spec.name,
         context_length=placement.context_length if placement else spec.context_length,
-        state=model.state,
+        state=gateway.remotes.model(spec).state if spec.remote else model.state,
     )

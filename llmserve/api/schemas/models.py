@@ -3,20 +3,31 @@
 from msgspec import Struct
 
 
-class ModelStatus(Struct):
+class AddressStatus(Struct):
+    """One address of a remote model."""
+
+    url: str
+    state: str  # closed: it is asked | open: it is not, after failures | half-open: one trial
+    active: int
+    error: str | None  # the last one, until it answers again
+
+
+class ModelStatus(Struct, kw_only=True):
     name: str
     aliases: tuple[str, ...]
     source: str
-    state: str  # cold | loading | ready | unloading | failed
-    doing: str | None  # of a load: reading | downloading | waiting for memory | loading
-    progress: float | None  # of what it is doing, 0 to 1
-    bytes: int | None  # estimate of the memory it takes; null before the first load
-    context_length: int | None
-    slots: int | None  # requests answered at the same time
+    state: str  # cold | loading | ready | unloading | failed; remote: ready | half-open | open
+    doing: str | None = None  # of a load: reading | downloading | waiting for memory | loading
+    progress: float | None = None  # of what it is doing, 0 to 1
+    bytes: int | None = None  # estimate of the memory it takes; null before the first load
+    context_length: int | None = None
+    slots: int | None  # requests answered at the same time; null: no limit here
     active: int  # requests that hold the model, or wait for it
     last_used: float | None  # unix time
-    pinned: bool
+    pinned: bool = False
     error: str | None
+    fallback: tuple[str, ...]
+    addresses: list[AddressStatus] | None = None  # of a remote model
 
 
 class ModelList(Struct):

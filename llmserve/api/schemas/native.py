@@ -83,12 +83,13 @@ class InferenceRequest(Struct, forbid_unknown_fields=True):
 
 
 class Details(Struct):
+    model: str  # who answered
     finish_reason: FinishReason
     stop_sequence: str | None
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
-    seed: int
+    seed: int | None  # null: a provider drew it
     timings: Timings
     reasoning: str | UnsetType = UNSET  # what a model that thinks has thought
 

@@ -29,7 +29,7 @@ def refused_but(*harmless: object) -> Meta:
 Refused: TypeAlias = Annotated[Any, refused_but()]
 Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
 SchemaOrText: TypeAlias = Annotated[
-    Raw, Meta(extra_json_schema={"type": ["object", "string"]})
+    Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})
 ]  # as it was sent
 C = TypeVar("C")
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmserve.api.openai.bodies import total_usage
 from llmserve.api.openai.chat import to_core
 from llmserve.api.schemas.openai_chat import ChatRequest
 from llmserve.core import (
@@ -462,6 +463,14 @@ def test_the_order_of_a_stream(service: FakeService) -> None:
     assert "".join(e["choices"][0]["delta"]["content"] for e in middle) == expected(PROMPT)
     assert last["choices"][0]["delta"] == {}
     assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_what_one_choice_had_to_compute_is_not_cached() -> None:
+    """Whichever came first: the others have it from that one."""
+    usages = [Usage(20, cached, 3) for cached in (19, 0, 19, 8, 19, 19)]
+    total = total_usage(usages, 3)
+    assert (total.prompt_tokens, total.completion_tokens) == (40, 18)
+    assert total.prompt_tokens_details.cached_tokens == 0 + 8
 
 
 def test_the_usage_comes_last_and_only_if_asked_for(service: FakeService) -> None:

@@ -199,7 +199,6 @@ def test_a_client_that_leaves_ends_the_work() -> None:
         ok(service.post({"input": "next"}, EMBEDDINGS))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
 )
