@@ -11,6 +11,7 @@ from llmserve.bench import pool as pool_bench
 from llmserve.bench import prefix as prefix_bench
 from llmserve.bench import remote as remote_bench
 from llmserve.bench import scheduling as scheduling_bench
+from llmserve.bench import speculation as speculation_bench
 from llmserve.bench import sweep as sweep_bench
 from llmserve.bench import throughput
 from llmserve.bench.figures import render
@@ -59,6 +60,7 @@ def main(
       scripts/bench embeddings                       what a batch of texts is worth
       scripts/bench prefix --peer URL                prompts with a common beginning
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
+      scripts/bench speculation                      guesses where an answer repeats its prompt
       scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
     """
     if ctx.invoked_subcommand:
@@ -131,6 +133,17 @@ def scheduling(
     with Server(config) as server:
         ours = Target("llmserve", server.url)
         figures = scheduling_bench.run(ours, other, num_rounds=rounds)
+    click.echo(render(figures, as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@click.option("--max-tokens", default=160, show_default=True, type=click.IntRange(8, 1024))
+@json_option
+def speculation(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
+    """One stream with and without guessed tokens."""
+    figures = speculation_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
     click.echo(render(figures, as_json=as_json))
 
 

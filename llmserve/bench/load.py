@@ -93,7 +93,14 @@ def _note(answer: Answer, chunk: dict[str, Any], now_s: float) -> None:
 
 
 def http_client() -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(timeout=900, limits=httpx2.Limits(max_connections=None))
+    # A connection for each request: some servers close idle ones just when they are used again.
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx2.AsyncClient(timeout=900, limits=limits)
+
+
+def new_seed() -> int:
+    """Another one for each call and each run: servers remember what they were asked."""
+    return time.time_ns()
 
 
 class Texts:

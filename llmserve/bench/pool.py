@@ -89,5 +89,6 @@ def _two_models(path: Path, *, budget_bytes: int | None = None) -> AbstractConte
     budget = "auto" if budget_bytes is None else f"{budget_bytes} B"
     text = f'[server]\nmemory_budget = "{budget}"\n'
     for name in ("one", "two"):
-        text += f'[models.{name}]\npath = "{path}"\ncontext_length = 8192\n'
+        # Without remembered prefixes, which would make room for the other model.
+        text += f'[models.{name}]\npath = "{path}"\ncontext_length = 8192\nprefix_cache = "0B"\n'
     return temporary_config(text)

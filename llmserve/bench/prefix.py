@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 
 from llmserve.bench.figures import Figure
-from llmserve.bench.load import Target, Texts, http_client
+from llmserve.bench.load import Target, Texts, http_client, new_seed
 from llmserve.bench.scheduling import Rounds
 from llmserve.bench.targets import Server, temporary_config
 from llmserve.bench.workload import TOPICS
@@ -60,10 +60,11 @@ def _own_config(model: Path, *settings: str, server: str = "") -> Iterator[Path]
 
 async def _compare(targets: list[Target], num_rounds: int) -> Rounds:
     rounds = Rounds()
+    seeds = [new_seed() for _ in range(num_rounds)]
     async with http_client() as client:
         for number in range(num_rounds):
             for target in targets if number % 2 == 0 else targets[::-1]:
-                texts = await Texts.make(target, client, seed=number)
+                texts = await Texts.make(target, client, seed=seeds[number])
                 shared = texts.take(SHARED_TOKENS)
                 prompts = [shared + texts.take(OWN_TOKENS) for _ in range(NUM_TOGETHER)]
                 for key in ("cold", "warm"):
@@ -163,7 +164,9 @@ def _fillings(model: Path, num_rounds: int) -> float:
     """The gap between tokens of one stream with a full cache, over that with an empty one."""
     ratios = []
     for number in range(num_rounds):
-        with _own_config(model, f'prefix_cache = "{CACHE}"') as path, Server(path) as server:
+        # Guessed tokens come in bunches, which says nothing about a step.
+        settings = (f'prefix_cache = "{CACHE}"', "speculation = false")
+        with _own_config(model, *settings) as path, Server(path) as server:
             ratios.append(asyncio.run(_filled(Target("llmserve", server.url), number)))
     return statistics.median(ratios)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import httpx2
 
 from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.load import Answer, Target, Texts, drop, http_client
+from llmserve.bench.load import Answer, Target, Texts, drop, http_client, new_seed
 
 NUM_RUNNING = 4
 LONG_TOKENS = 2000
@@ -50,8 +50,9 @@ async def _measure(targets: list[Target], *, num_rounds: int) -> Rounds:
         for number in range(num_rounds):
             for workload in (_stall, _overtake):
                 order = targets if number % 2 == 0 else targets[::-1]
+                seed = new_seed()
                 for target in order:
-                    texts = await Texts.make(target, client, seed=number)
+                    texts = await Texts.make(target, client, seed=seed)
                     rounds.add(target, await workload(target, client, texts))
     return rounds
 

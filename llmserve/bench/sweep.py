@@ -11,7 +11,7 @@ import httpx2
 from msgspec import Struct
 
 from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.load import Answer, Target, Texts, http_client
+from llmserve.bench.load import Answer, Target, Texts, http_client, new_seed
 
 RATES = (0.25, 0.5, 1.0, 2.0)
 
@@ -43,8 +43,9 @@ async def _sweep(targets: list[Target], plan: Sweep) -> list[Point]:
     points = []
     async with http_client() as client:
         for rate in plan.rates:
+            seed = new_seed()
             for target in targets:
-                texts = await Texts.make(target, client, seed=int(rate * 1000))
+                texts = await Texts.make(target, client, seed=seed)
                 points.append(await _offer(target, client, texts, plan, rate))
     return points
 

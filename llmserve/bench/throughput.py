@@ -53,7 +53,7 @@ def run(config: Path, *, num_rounds: int, max_tokens: int, peer: OpenAIPeer | No
     with Server(config) as server:
         for salt in range(num_rounds):
             asyncio.run(_round(rounds, bare, Native(server.url), peer, salt, max_tokens))
-        extra_mb = (server.rss_bytes - bare.rss_bytes) / 1e6
+    extra_mb = _extra_mb(locate(load_config(config).default), bare)
     bare.close()
     return (
         figures
@@ -106,6 +106,14 @@ def _throughput(rounds: Rounds, *, with_peer: bool) -> list[Figure]:
             figures.append(Figure(f"peer, {label}", rounds.rate(f"peer {key}"), "tok/s"))
             figures.append(Figure(f"served / peer, {label}", rounds.ratio(ours, f"peer {key}")))
     return figures
+
+
+def _extra_mb(model: Path, bare: BareLoop) -> float:
+    """What the server takes beyond the bare loop, without the prefixes that it may remember."""
+    text = f'[models.one]\npath = "{model}"\ncontext_length = 8192\nprefix_cache = "0B"\n'
+    with temporary_config(text) as config, Server(config) as server:
+        asyncio.run(Native(server.url).run(prompts(NUM_STREAMS), 32))
+        return (server.rss_bytes - bare.rss_bytes) / 1e6
 
 
 def _startup(config: Path) -> list[Figure]:
