@@ -11,7 +11,7 @@ The rules, in this order:
 3. Prompt tokens fill the rest of the step. If an interactive answer is being decoded, as many as
    the step can take within the target inter-token latency by what steps cost; but at least
    `MIN_PROGRESS`, so that no prompt starves where decoding alone is slower than that. If nothing
-   is being decoded, a whole batch, or what about a second suffices for: somebody with a short
+   is being decoded, a whole batch, or what about half a second suffices for: somebody with a short
    prompt may come any time. A prompt whose every token wants its logits takes what is left of
    `max_outputs` at most.
 4. Of the prompts, running or waiting, the one with the shortest rest is first, but `AGING` of its
@@ -38,7 +38,7 @@ from llmserve.engine.lengths import OutputLengths
 from llmserve.engine.sequence import Sequence
 
 MIN_PROGRESS = 8  # prompt tokens in any step
-IDLE_CHUNK, IDLE_STEP_S = 64, 1.0  # of a step without decoding, the larger of the two
+IDLE_CHUNK, IDLE_STEP_S = 64, 0.5  # of a step without decoding, the larger of the two
 GROWTH_TOKENS = 32  # cells kept free per sequence at admission, so that it is not preempted at once
 AGING = 0.1  # seconds of prompt that a second of age is worth
 

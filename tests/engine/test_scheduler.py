@@ -17,6 +17,7 @@ from llmserve.engine.scheduler import (
     AGING,
     GROWTH_TOKENS,
     IDLE_CHUNK,
+    IDLE_STEP_S,
     MIN_PROGRESS,
     Entries,
     Limits,
@@ -355,12 +356,12 @@ def test_a_prompt_alone_takes_the_whole_batch() -> None:
     assert work([prompt]) == [Work(prompt, 32)]
 
 
-def test_where_nothing_is_decoded_a_step_takes_a_second_at_most() -> None:
+def test_where_nothing_is_decoded_a_step_takes_half_a_second_at_most() -> None:
     """Unless that is less than a chunk, as on a much slower machine."""
     prompt = make_sequence(0, 4000, 10)
     (part,) = work([prompt], LIMITS)
-    assert part.num_tokens == 331
-    assert Costs().step_s(0, 331, 0) <= 1 < Costs().step_s(0, 332, 0)
+    assert part.num_tokens == 165
+    assert Costs().step_s(0, 165, 0) <= IDLE_STEP_S < Costs().step_s(0, 166, 0)
     slow = Costs()
     slow.observe(0, 300, 0, 60.0)
     assert plan_work([prompt], LIMITS, OUTLOOK._replace(costs=slow)) == [Work(prompt, IDLE_CHUNK)]
