@@ -196,6 +196,7 @@ class RequestMeter:
         self._metrics = metrics
         self._outcome = "disconnected"
         self._last_text_s: float | None = None
+        self._inter_token: Histogram | None = None  # of the model that answers; labels() is slow
 
     def see(self, event: Event) -> None:
         metrics = self._metrics
@@ -214,8 +215,10 @@ class RequestMeter:
                     metrics.ttft.labels(self.model).observe(timings.ttft_s)
             case _:
                 now_s = time.monotonic()
+                if self._inter_token is None:
+                    self._inter_token = metrics.inter_token.labels(self.model)
                 if self._last_text_s is not None:
-                    metrics.inter_token.labels(self.model).observe(now_s - self._last_text_s)
+                    self._inter_token.observe(now_s - self._last_text_s)
                 self._last_text_s = now_s
 
     def see_embeddings(self, embeddings: Embeddings) -> None:
