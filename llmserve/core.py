@@ -124,6 +124,7 @@ class Request(Struct, frozen=True):
     constraint: Constraint | None = None
     priority: Priority = "interactive"
     deterministic: bool = False  # the same bytes every time, whatever else the server does
+    cache_prompt: bool = True  # whether what others have computed of the prompt may be used
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
     cache_namespace: str = ""  # requests with another one share no cached prefix with this one

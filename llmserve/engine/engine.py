@@ -288,6 +288,7 @@ class Engine:
             prompt_logprobs=request.prompt_logprobs,
             is_batch=request.priority == "batch",
             deterministic=request.deterministic,
+            cache_prompt=request.cache_prompt,
             namespace=request.cache_namespace,
             constraint=plan.constraint,
             reading=plan.reading,

@@ -36,6 +36,7 @@ def make_sequence(
         drafter=Drafter() if drafts and _can_draft(submit) else None,
         is_batch=submit.is_batch,
         deterministic=submit.deterministic,
+        cache_prompt=submit.cache_prompt,
         namespace=submit.namespace,
     )
 

@@ -24,6 +24,7 @@ class Submit(Struct, frozen=True, tag=True):
     constraint: Constraint | None = None  # the worker's compiler has prepared it
     is_batch: bool = False
     deterministic: bool = False
+    cache_prompt: bool = True
     namespace: str = ""  # whose cached prefixes it may use, and who may use its
     reading: Reading | None = None  # how to understand the answer, where it can be more than text
 

@@ -46,6 +46,7 @@ class Sequence:
     namespace: str = ""  # whose cache it may use
     is_batch: bool = False  # nobody waits for it
     deterministic: bool = False  # alone in its steps, and none of its cells from a cache
+    cache_prompt: bool = True  # whether its first cells may be from a cache
     slot: int | None = None
     num_computed: int = 0
     num_known: int = 0  # tokens that it will find computed when it enters, as far as is known now
@@ -72,7 +73,7 @@ class Sequence:
     @property
     def can_reuse(self) -> bool:
         """Whether it may begin with cells that were computed before."""
-        return not (self.deterministic or self.wants_all_rows)
+        return self.cache_prompt and not (self.deterministic or self.wants_all_rows)
 
     @property
     def num_generated(self) -> int:

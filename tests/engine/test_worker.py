@@ -109,6 +109,7 @@ class Bench:
         prompt_logprobs: bool = False,
         is_batch: bool = False,
         deterministic: bool = False,
+        cache_prompt: bool = True,
         accepted_s: float = 0.0,
     ) -> int:
         request_id = self._num_submitted
@@ -129,6 +130,7 @@ class Bench:
                 namespace=namespace,
                 is_batch=is_batch,
                 deterministic=deterministic,
+                cache_prompt=cache_prompt,
             )
         )
         return request_id

@@ -81,6 +81,7 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         constraint=structured_constraint(wire, _constraint(wire.response_format)),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        cache_prompt=wire.cache_prompt is not False,
         tool_use=tool_use(wire),
         reasoning_effort=wire.reasoning_effort,
         template_variables=wire.chat_template_kwargs or {},

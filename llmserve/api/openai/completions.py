@@ -82,6 +82,7 @@ def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[co
         constraint=structured_constraint(wire),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        cache_prompt=wire.cache_prompt is not False,
     )
     return [
         msgspec.structs.replace(base, seed=seed, **_as_field(prompt))

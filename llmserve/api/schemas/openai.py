@@ -69,7 +69,7 @@ class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     priority: Priority | None = None  # ours, as is `deterministic`
     deterministic: bool | None = None
 
-    cache_prompt: Inert = None
+    cache_prompt: bool | None = None  # llama-server's: false computes all of the prompt
 
 
 class GenerationRequest(SamplingRequest, forbid_unknown_fields=True, kw_only=True):

@@ -298,7 +298,6 @@ def test_null_is_as_good_as_nothing(name: str) -> None:
         ("prompt_cache_retention", "24h"),
         ("prompt_cache_options", {"ttl": "30m"}),
         ("parallel_tool_calls", True),
-        ("cache_prompt", False),
         ("tools", []),
         ("tool_choice", "auto"),
         ("reasoning_effort", None),
@@ -627,3 +626,9 @@ def test_one_refused_choice_refuses_all() -> None:
             assert int(response.headers["retry-after"]) >= 1
             service.wait_idle()
         ok(service.post(chat(n=2), CHAT))
+
+
+def test_cache_prompt() -> None:
+    for given, wanted in ((None, True), (True, True), (False, False)):
+        wire = msgspec.convert(chat(cache_prompt=given), ChatRequest)
+        assert to_core(wire)[0].cache_prompt is wanted
