@@ -826,6 +826,12 @@ def test_out_of_cells_alone_fails_the_request() -> None:
     run(main)
 
 
+async def past_the_queue(events: EventStream) -> None:
+    """Until something else is told than that it waits."""
+    async for event in events:
+        assert isinstance(event, Queued)
+
+
 FAULTS = [ZeroDivisionError("?"), MemoryError(), SystemExit(1), AssertionError()]
 
 
@@ -850,7 +856,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
             assert isinstance(result, EngineError)
         assert not engine.is_alive
         with pytest.raises(EngineError):
-            await anext(unread)
+            await past_the_queue(unread)
         for _ in range(3):
             with pytest.raises(EngineError, match="see the server's log"):
                 await answer(engine, completion("c", 3))
