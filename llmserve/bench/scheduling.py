@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 
 import httpx2
 
@@ -22,7 +21,6 @@ NUM_SHORT = 6
 SHORT_TOKENS = 24
 
 Measured = dict[str, float]
-Workload = Callable[[Target, httpx2.AsyncClient, Texts], Awaitable[Measured]]
 
 
 class Rounds:
@@ -82,7 +80,6 @@ async def _stall(target: Target, client: httpx2.AsyncClient, texts: Texts) -> Me
         "gap p99": percentile([gap for gaps in gaps_s for gap in gaps], 99),
         "gap max": max(gap for gaps in gaps_s for gap in gaps),
         "tokens/s": num_tokens / (end_s - begin_s),
-        "generated/s": num_pieces / (end_s - begin_s),
     }
 
 

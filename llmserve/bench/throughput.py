@@ -49,11 +49,12 @@ def run(config: Path, *, num_rounds: int, max_tokens: int, peer: OpenAIPeer | No
     """Every figure, for the default model of `config`."""
     figures = _startup(config)
     rounds = Rounds()
-    bare = BareLoop(locate(load_config(config).default))
+    model = locate(load_config(config).default)
+    bare = BareLoop(model)
     with Server(config) as server:
         for salt in range(num_rounds):
             asyncio.run(_round(rounds, bare, Native(server.url), peer, salt, max_tokens))
-    extra_mb = _extra_mb(locate(load_config(config).default), bare)
+    extra_mb = _extra_mb(model, bare)
     bare.close()
     return (
         figures
