@@ -46,20 +46,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[OpenAI]:
-    # Without verify=False each client reads the certificates of the world.
-    transport = httpx2.Client(verify=False, trust_env=False)
-    with OpenAI(
-        base_url=f"{server.base_url}/v1",
-        api_key="none",
-        max_retries=0,
-        timeout=4 * TIMEOUT_S,  # the cores may be shared
-        http_client=transport,
-    ) as running:
-        yield running
-
-
 def async_client(server: ServerProcess) -> AsyncOpenAI:
     transport = httpx2.AsyncClient(verify=False, trust_env=False)
     return AsyncOpenAI(

@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import httpx2
 import openai
 import pytest
 from openai import OpenAI
 from openai.types.responses import FunctionToolParam, ResponseInputParam
 from pydantic import BaseModel
 
-from tests.serving import TIMEOUT_S, ServerProcess, server_process
+from tests.serving import ServerProcess, server_process
 
 CONFIG = """
 [models.smollm2]
@@ -28,20 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     path = tmp_path_factory.mktemp("responses") / "models.toml"
     path.write_text(CONFIG)
     with server_process(path) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[OpenAI]:
-    # Without verify=False each client reads the certificates of the world.
-    transport = httpx2.Client(verify=False, trust_env=False)
-    with OpenAI(
-        base_url=f"{server.base_url}/v1",
-        api_key="none",
-        max_retries=0,
-        timeout=4 * TIMEOUT_S,  # the cores may be shared
-        http_client=transport,
-    ) as running:
         yield running
 
 
