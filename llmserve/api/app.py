@@ -11,11 +11,13 @@ from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, operations, ops
 from llmserve.api.docs import docs, docs_file
+from llmserve.api.hosts import HostCheck, with_cors
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
 from llmserve.api.request_id import RequestIds
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
+from llmserve.registry.config import ServerConfig
 
 ROUTES = [
     Route("/inference", inference, methods=["POST"]),
@@ -43,11 +45,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         yield
         await gateway.close()
 
+    on_error = errors.LlmserveErrorHandler(openai.DESCRIBES)
     app = Starlette(
         routes=ROUTES,
         lifespan=lifespan,
         exception_handlers={
-            LlmserveError: errors.LlmserveErrorHandler(openai.DESCRIBES),
+            LlmserveError: on_error,
             HTTPException: errors.on_http_exception,
             ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,
@@ -56,4 +59,11 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
     app.state.document = Document(ROUTES, OPERATIONS)
+    return _guarded(app, gateway.config.server, on_error)
+
+
+def _guarded(app: ASGIApp, server: ServerConfig, on_error: errors.LlmserveErrorHandler) -> ASGIApp:
+    """`app` behind all that looks at a request before it; the last line is the first to look."""
+    app = with_cors(app, server)
+    app = HostCheck(app, server, on_error)
     return RequestIds(app)

@@ -127,7 +127,7 @@ def _responses(operation: Operation, schemas: Mapping[Any, Json]) -> Json:
             "description": HTTPStatus(status).phrase,
             "content": {_JSON: {"schema": schemas[ErrorEnvelope]}},
         }
-        for status in sorted((*operation.errors, 500))
+        for status in sorted((*operation.errors, 403, 500))
     }
     return {"200": {"description": operation.summary, "content": answer}, **errors}
 

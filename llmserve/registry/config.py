@@ -18,7 +18,7 @@ from llmserve.registry.fallback import chain, way_back
 from llmserve.registry.provider import KEYS as PROVIDER_KEYS
 from llmserve.registry.provider import Extra, Provider, Retry, check_provider
 from llmserve.registry.refs import BadRefError, HubRef, make_ref
-from llmserve.registry.units import Duration, Headers, Size
+from llmserve.registry.units import Duration, Headers, HostName, Origin, Size
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=1)]
@@ -37,6 +37,8 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Text = "127.0.0.1"
     port: Port = 8000
+    allowed_hosts: tuple[HostName, ...] = ()  # more names that it answers to, see api/hosts.py
+    allowed_origins: tuple[Origin, ...] = ()  # of pages that may ask, besides its own
     memory_budget: Size | None = None  # for all that is resident; None, "auto": a share of the rest
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
     preload: bool = True  # load the default model at start-up instead of at its first request
@@ -185,7 +187,7 @@ def _convert(path: Path, where: str, raw: object, kind: type[T]) -> T:
 
 def _decode(kind: type, value: object) -> object:
     """The types that msgspec does not know; it adds the key to what is raised here."""
-    if kind in (Size, Duration, Headers):
+    if kind in (Size, Duration, Headers, HostName, Origin):
         return kind.parse(value)
     assert kind is Path
     if not isinstance(value, str):
