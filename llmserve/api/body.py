@@ -103,7 +103,7 @@ def _explain(message: str, body: bytes, wire_type: type[object], at: str) -> Inv
     what, is_key, inner = _split(message)
     path = _join(at, inner)
     if unknown := re.search(r"unknown field `(.*)`", what, re.DOTALL):
-        return _unknown_field(_clipped(unknown[1]), path, _schema_at(inner, wire_type))
+        return _unknown_field(clipped(unknown[1]), path, _schema_at(inner, wire_type))
     if missing := re.search(r"missing required field `(.*)`", what):
         field = _join(path, missing[1])
         return MissingFieldError(f"{field} is missing", param=field)
@@ -155,10 +155,10 @@ def _value_at(path: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return _clipped(msgspec.json.encode(value).decode())
+    return clipped(msgspec.json.encode(value).decode())
 
 
-def _clipped(text: str) -> str:
+def clipped(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
 
 

@@ -21,7 +21,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _given_id(scope) or b"req_" + secrets.token_hex(16).encode()
+        request_id = _given_id(scope) or new_id()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -30,6 +30,10 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def new_id() -> bytes:
+    return b"req_" + secrets.token_hex(16).encode()
 
 
 def _given_id(scope: Scope) -> bytes | None:

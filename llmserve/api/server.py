@@ -7,6 +7,7 @@ third waits for nobody.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from llmserve.api.admission import Admission, allowed_connections
 from llmserve.api.app import create_app
+from llmserve.api.connection import Connection
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
 
@@ -52,8 +55,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 class Server(uvicorn.Server):
     def __init__(self, gateway: Gateway, listener: socket.socket) -> None:
+        server = gateway.config.server
+        admission = Admission(allowed_connections(server.max_connections))
         config = uvicorn.Config(
             create_app(gateway),
+            http=functools.partial(Connection, admission, server),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,

@@ -29,6 +29,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _SOURCES = ("package", "path", "hf", "remote")
 _REMOTE_TOO = ("remote", "aliases", "max_concurrency", "max_queue", "default_mode", "fallback")
+_TIMEOUTS = ("header_timeout", "body_timeout", "idle_timeout", "write_timeout")
 _FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 
 
@@ -41,6 +42,11 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     allowed_origins: tuple[Origin, ...] = ()  # of pages that may ask, besides its own
     memory_budget: Size | None = None  # for all that is resident; None, "auto": a share of the rest
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
+    max_connections: Positive = 4096  # beyond it, the one that has been silent longest is closed
+    header_timeout: Duration = Duration(10)  # for the head of a request, once it has begun
+    body_timeout: Duration = Duration(60)  # for its whole body
+    idle_timeout: Duration = Duration(60)  # of a connection on which no request begins
+    write_timeout: Duration = Duration(30)  # of a client that takes nothing of its answer
     preload: bool = True  # load the default model at start-up instead of at its first request
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
@@ -160,6 +166,9 @@ def load_config(path: Path) -> Config:
     if folder is not None:
         absolute = _absolute(path, f"{path}: server.prefix_cache_dir", folder)
         file.server = msgspec.structs.replace(file.server, prefix_cache_dir=absolute)
+    for key in _TIMEOUTS:
+        if getattr(file.server, key) == 0:
+            raise ConfigError(f"{path}: server.{key}: give a time above 0, such as '30s'")
     models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")

@@ -251,7 +251,7 @@ def _sends_until_cut_off(service: FakeService, head: bytes, chunk: bytes) -> tup
 
 def test_a_declared_size_over_the_cap_is_refused_before_the_body() -> None:
     with fake_service(server={"max_body_bytes": 2048}) as service:
-        head = b"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+        head = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
         with service.connect(head) as connection:
             answer = b""
             while part := connection.recv(65536):  # the server hangs up by itself
@@ -263,14 +263,14 @@ def test_a_declared_size_over_the_cap_is_refused_before_the_body() -> None:
 
 def test_a_declared_gigabyte_is_cut_off_early() -> None:
     with fake_service() as service:
-        head = b"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+        head = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
         num_sent, _ = _sends_until_cut_off(service, head, b"x" * 65536)
     assert num_sent < 64 << 20  # what is dropped, and what the sockets hold
 
 
 def test_a_chunked_body_is_cut_off_at_the_cap() -> None:
     with fake_service(server={"max_body_bytes": 100_000}) as service:
-        head = b"POST /inference HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
         num_sent, _ = _sends_until_cut_off(service, head, chunk)
         assert num_sent < 64 << 20
@@ -283,7 +283,9 @@ def test_an_oversize_body_does_not_fill_the_memory() -> None:
     with fake_service() as service:
         tracemalloc.start()
         try:
-            head = b"POST /inference HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            head = (
+                b"POST /inference HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
             _sends_until_cut_off(service, head, b"40000\r\n" + b"x" * 0x40000 + b"\r\n")
             _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -308,13 +310,13 @@ def test_a_client_that_leaves_while_sending_is_no_error() -> None:
     with fake_service() as service:
         with service.connect(raw_request("POST", "/inference", b"x" * 100)[:-50]):
             pass
-        with service.connect(b"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Le"):
+        with service.connect(b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Le"):
             pass
         assert service.get("/health").status_code == 200
 
 
 def test_slow_senders_hold_up_nobody() -> None:
-    head = b"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Length: 48\r\n\r\n"
+    head = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Length: 48\r\n\r\n"
     body = b'{"prompt": "x", "parameters": {"max_tokens": 1}}'
     with fake_service() as service:
         slow = [service.connect(head[: 10 * i]) for i in range(1, 6)]

@@ -130,6 +130,8 @@ REFUSALS = [
         '[server]\nallowed_origins = ["a.example"]\n' + MODEL,
         ["server.allowed_origins[0]", "'a.example' is no origin", "such as 'https://app.example'"],
     ),
+    ('[server]\nidle_timeout = "0s"\n' + MODEL, ["server.idle_timeout: ", "above 0", "'30s'"]),
+    ("[server]\nmax_connections = 0\n" + MODEL, ["server.max_connections: ", ">= 1"]),
     ("server = 1\n" + MODEL, ["server: ", "`int`"]),
     ("models = 1", ["models: ", "`int`"]),
     ("[models]\na = 1", ["models.a: ", "`int`"]),
