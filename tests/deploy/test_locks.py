@@ -46,10 +46,9 @@ def test_what_pyproject_asks_for_is_locked(name: str) -> None:
             assert requirement.specifier.contains(version), f"{pin}; run scripts/lock"
 
 
-def test_the_locks_agree() -> None:
-    """What is tested is what is deployed."""
-    tested = {str(pin) for pin, _ in locked("dev")}
-    assert {str(pin) for pin, _ in locked("run")} <= tested
+@pytest.mark.parametrize("name", ["dev", "bench"])
+def test_what_is_tested_and_measured_is_what_is_deployed(name: str) -> None:
+    assert {str(pin) for pin, _ in locked("run")} <= {str(pin) for pin, _ in locked(name)}
 
 
 def test_setup_installs_with_hashes_only() -> None:
