@@ -91,6 +91,18 @@ def read_to_end(connection: socket.socket) -> bytes:
     return data
 
 
+def drip(connection: socket.socket, part: bytes) -> bytes:
+    """Send `part` now and then, until there is an answer; then the connection is patient again."""
+    connection.settimeout(0.02)
+    for _ in range(int(TIMEOUT_S / 0.02)):
+        with contextlib.suppress(TimeoutError):
+            answer = connection.recv(65536)
+            connection.settimeout(TIMEOUT_S)
+            return answer
+        connection.sendall(part)
+    raise AssertionError("never cut")
+
+
 def read_answer(connection: socket.socket) -> RawAnswer:
     """One whole answer with a Content-Length, on a connection that stays."""
     data = b""

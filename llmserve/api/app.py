@@ -15,6 +15,7 @@ from llmserve.api.hosts import HostCheck, with_cors
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
 from llmserve.api.request_id import RequestIds
+from llmserve.api.upload import Uploads
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ServerConfig
@@ -58,6 +59,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
+    app.state.uploads = Uploads(gateway.config.server)
     app.state.document = Document(ROUTES, OPERATIONS)
     return _guarded(app, gateway.config.server, on_error)
 

@@ -1,4 +1,4 @@
-"""Bytes <-> wire Structs: the one place that reads bodies and knows msgspec's errors."""
+"""Bytes <-> wire Structs: the one place that knows msgspec's errors."""
 
 import difflib
 import re
@@ -7,17 +7,12 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
-from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.errors import InvalidRequestError, TooLargeError
+from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")
 Schema = dict[str, Any]
-
-
-class BodyTooLargeError(TooLargeError):
-    """The rest of the body was not read, so the connection cannot be used again."""
 
 
 class UnknownFieldError(InvalidRequestError):
@@ -33,23 +28,6 @@ class UnknownKindError(InvalidRequestError):
 
 
 _MAX_SHOWN = 80  # characters of a wrong value in a message
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; cut off, with `BodyTooLargeError`, as soon as it exceeds `max_bytes`."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(f"{int(declared)} bytes", max_bytes)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_bytes:
-            raise _too_large(f"more than {len(body)} bytes", max_bytes)
-    return bytes(body)
-
-
-def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
 
 
 def decode_body(body: bytes | Raw, wire_type: type[T], *, at: str = "") -> T:

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.body import BodyTooLargeError
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
+from llmserve.api.upload import CUT_OFF
 from llmserve.errors import LlmserveError
 
 _LINGER_S = 2
@@ -59,7 +59,7 @@ class LlmserveErrorHandler:
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
-        kind = _LastResponse if isinstance(error, BodyTooLargeError) else Response
+        kind = _LastResponse if isinstance(error, CUT_OFF) else Response
         describe_error = self._describe_for(request.scope["path"])
         status = describe_error(error).status
         return kind(encode_error(error, describe_error), status, headers, "application/json")

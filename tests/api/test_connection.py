@@ -13,6 +13,7 @@ from llmserve.api import connection as connection_module
 from tests.serving import (
     TIMEOUT_S,
     FakeService,
+    drip,
     fake_service,
     parse_answer,
     raw_inference,
@@ -79,17 +80,7 @@ def test_half_a_head_gets_408(impatient: FakeService, before: bytes, part: bytes
 
 def test_a_head_that_comes_byte_by_byte_has_no_more_time(impatient: FakeService) -> None:
     with impatient.connect(b"GET /health HTTP/1.1\r\nA: ") as connection:
-        assert _drip(connection, b"x").startswith(b"HTTP/1.1 408 ")
-
-
-def _drip(connection: socket.socket, byte: bytes) -> bytes:
-    """Send `byte` now and then, until there is an answer."""
-    connection.settimeout(0.02)
-    for _ in range(int(TIMEOUT_S / 0.02)):
-        with contextlib.suppress(TimeoutError):
-            return connection.recv(65536)
-        connection.sendall(byte)
-    raise AssertionError("never cut")
+        assert drip(connection, b"x").startswith(b"HTTP/1.1 408 ")
 
 
 def test_the_rest_of_a_body_that_nobody_reads_must_come_soon(
@@ -99,7 +90,7 @@ def test_the_rest_of_a_body_that_nobody_reads_must_come_soon(
     data = raw_request("GET", "/health", b"x" * 100)
     with service.connect(data[:-50]) as connection:
         assert read_answer(connection).status == 200
-        assert _drip(connection, b"x") == b""
+        assert drip(connection, b"x") == b""
     with service.connect(data[:-50]) as connection:
         assert read_answer(connection).status == 200
         connection.sendall(b"x" * 50 + HEALTH)  # in time
