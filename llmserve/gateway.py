@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
+from llmserve.deadline import limited, within
 from llmserve.engine.engine import Engine
 from llmserve.errors import (
     ConfigError,
@@ -118,7 +119,8 @@ class Gateway:
         with RequestMeter(self.metrics) as meter:
             spec = self.resolve(request.model)
             meter.model = spec.name
-            async with self._counted(), contextlib.aclosing(self._answer(spec, request)) as events:
+            stream = limited(self._answer(spec, request), *self._limits_s(request))
+            async with self._counted(), contextlib.aclosing(stream) as events:
                 async for event in events:
                     meter.see(event)
                     yield event
@@ -183,7 +185,8 @@ class Gateway:
             spec = self.resolve(request.model)
             meter.model = spec.name
             async with self._counted():
-                embeddings = await self._embed(spec, request)
+                work = self._embed(spec, request)
+                embeddings = await within(work, *self._limits_s(request))
             meter.see_embeddings(embeddings)
             return embeddings
 
@@ -220,6 +223,9 @@ class Gateway:
                 param="model",
             )
         return spec
+
+    def _limits_s(self, request: Request | EmbeddingRequest) -> tuple[float | None, float | None]:
+        return self.config.server.request_timeout, request.timeout_s
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests; return when the running ones are done, at most after `grace_s`."""

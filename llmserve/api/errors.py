@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
 from llmserve.api.upload import CUT_OFF
-from llmserve.errors import LlmserveError
+from llmserve.errors import DeadlineError, LlmserveError
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
@@ -59,6 +59,8 @@ class LlmserveErrorHandler:
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
+        if isinstance(error, DeadlineError):  # OpenAI's clients would ask again, twice
+            headers["x-should-retry"] = "false"
         kind = _LastResponse if isinstance(error, CUT_OFF) else Response
         describe_error = self._describe_for(request.scope["path"])
         status = describe_error(error).status

@@ -59,6 +59,7 @@ def to_core(wire: InferenceRequest) -> core.Request:
         constraint=_constraint(wire.response_format),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
     )
 
 

@@ -29,7 +29,10 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _SOURCES = ("package", "path", "hf", "remote")
 _REMOTE_TOO = ("remote", "aliases", "max_concurrency", "max_queue", "default_mode", "fallback")
-_TIMEOUTS = ("header_timeout", "body_timeout", "idle_timeout", "write_timeout")
+_TIMEOUTS = (
+    *("header_timeout", "body_timeout", "idle_timeout", "write_timeout"),
+    "request_timeout",
+)
 _FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 
 
@@ -47,6 +50,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     body_timeout: Duration = Duration(60)  # for its whole body
     idle_timeout: Duration = Duration(60)  # of a connection on which no request begins
     write_timeout: Duration = Duration(30)  # of a client that takes nothing of its answer
+    request_timeout: Duration | None = None  # for an answer, from its request on; None: no limit
     preload: bool = True  # load the default model at start-up instead of at its first request
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM

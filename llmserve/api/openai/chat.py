@@ -82,6 +82,7 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         constraint=structured_constraint(wire, _constraint(wire.response_format)),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
         cache_prompt=wire.cache_prompt is not False,
         tool_use=tool_use(wire),
         reasoning_effort=wire.reasoning_effort,

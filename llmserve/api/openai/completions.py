@@ -83,6 +83,7 @@ def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[co
         constraint=structured_constraint(wire),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
         cache_prompt=wire.cache_prompt is not False,
     )
     return [

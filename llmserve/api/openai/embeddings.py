@@ -36,7 +36,9 @@ async def embeddings(request: Request) -> Response:
 def to_core(wire: EmbeddingsRequest) -> EmbeddingRequest:
     """Raises `InvalidRequestError`."""
     inputs = texts_or_tokens(wire.input, "input", most=MAX_INPUTS)
-    return EmbeddingRequest(tuple(inputs), model=wire.model, dimensions=wire.dimensions)
+    return EmbeddingRequest(
+        tuple(inputs), model=wire.model, dimensions=wire.dimensions, timeout_s=wire.timeout
+    )
 
 
 class EmbeddingAnswer(Answer):

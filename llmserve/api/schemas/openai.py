@@ -17,6 +17,7 @@ from llmserve.api.schemas.fields import (
     StopString,
     StopStrings,
     Temperature,
+    Timeout,
 )
 from llmserve.core import Priority
 
@@ -66,8 +67,9 @@ class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: MinP | None = None
     ignore_eos: bool | None = None
-    priority: Priority | None = None  # ours, as is `deterministic`
+    priority: Priority | None = None  # ours, as are the next two
     deterministic: bool | None = None
+    timeout: Timeout | None = None  # of all of it, with waiting
 
     cache_prompt: bool | None = None  # llama-server's: false computes all of the prompt
 
