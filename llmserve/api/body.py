@@ -28,6 +28,7 @@ class UnknownKindError(InvalidRequestError):
 
 
 _MAX_SHOWN = 80  # characters of a wrong value in a message
+_MAX_SEARCHED = 256 << 10  # bytes of a body: a million things in a larger one hold up the streams
 
 
 def decode_body(body: bytes | Raw, wire_type: type[T], *, at: str = "") -> T:
@@ -87,11 +88,12 @@ def _explain(message: str, body: bytes, wire_type: type[object], at: str) -> Inv
         return MissingFieldError(f"{field} is missing", param=field)
     if is_key:
         return InvalidRequestError(f"a key of {path} is wrong: {what}", param=path)
+    value = "wrong"
     try:
-        value = _shown(_value_at(inner, msgspec.json.decode(body)))
+        if len(body) <= _MAX_SEARCHED:
+            value = _shown(_value_at(inner, msgspec.json.decode(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
-        # msgspec stops at the first fault: a later one, or a repeated key, can spoil the rest.
-        value = "wrong"
+        pass  # msgspec stops at the first fault: a later one, or a repeated key, can spoil the rest
     allowed = _describe(_schema_at(inner, wire_type), _definitions(wire_type))
     return InvalidRequestError(
         f"{path or 'the body'} is {value}; it must be {allowed}", param=path or None

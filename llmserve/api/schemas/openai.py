@@ -5,7 +5,7 @@ known, would change the answer, and are not supported (`openai/params.py` refuse
 fields whose type is `Inert` cannot change the answer.
 """
 
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
@@ -29,6 +29,8 @@ def refused_but(*harmless: object) -> Meta:
 
 Refused: TypeAlias = Annotated[Any, refused_but()]
 Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
+if not TYPE_CHECKING:  # looked through, but never made: a million of things in it cost nothing
+    Inert = Annotated[Raw, Meta(description="Accepted; cannot change the answer.")]
 SchemaOrText: TypeAlias = Annotated[
     Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})
 ]  # as it was sent
