@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from llmserve.access.keyring import Keyring
+from llmserve.access.keys import Key
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
 from llmserve.engine.engine import Engine
 from llmserve.errors import (
@@ -50,8 +52,16 @@ _MISCONFIGURED = (ProviderAuthError, ProviderModelError)
 class Gateway:
     """The one way to a model, whatever the dialect of the request."""
 
-    def __init__(self, config: Config, pool: Pool, remotes: Remotes, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        remotes: Remotes,
+        metrics: Metrics,
+        keyring: Keyring | None = None,
+    ) -> None:
         self.config = config
+        self.keyring = keyring or Keyring()
         self.metrics = metrics
         self.pool = pool
         self.remotes = remotes
@@ -88,13 +98,15 @@ class Gateway:
         return self.metrics.render()
 
     async def reload(self) -> ConfigChange:
-        """Read the config file again. Raises `ConfigError`, and then nothing has changed.
+        """Read the config file and that of the keys again. Raises `ConfigError`, and then nothing
+        has changed.
 
         Models that were removed or changed finish their requests first. `[server]` stays.
         """
         old = self.config
-        new = await asyncio.to_thread(_load_anew, old)
+        new, keys = await asyncio.to_thread(_load_anew, old, self.keyring)
         self.config = msgspec.structs.replace(new, server=old.server)
+        self.keyring.replace(keys)
         self.pool.retain(new.models)
         await self.remotes.retain(new.models)
         change = compare(old, new)
@@ -250,20 +262,25 @@ class Gateway:
             raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
-def _load_anew(old: Config) -> Config:
-    """The config as it is now. Raises `ConfigError`, also for a new model without its file."""
+def _load_anew(old: Config, keyring: Keyring) -> tuple[Config, dict[str, Key]]:
+    """The config and the keys as they are now.
+
+    Raises `ConfigError`, also for a new model without its file.
+    """
     new = load_config(old.path)
     try:
         check_files(spec for spec in new.models if spec not in old.models)
     except ModelFileError as error:
         raise ConfigError(f"{new.path}: {error.message}") from error
-    return new
+    return new, keyring.sources.read(new.names)
 
 
-def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
+def build_gateway(
+    config: Config, environment: Mapping[str, str], keyring: Keyring | None = None
+) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
-    `environment` has the keys of remote providers.
+    `environment` has the keys of remote providers, `keyring` those of who may ask.
     """
     metrics = Metrics()
     pool = Pool(
@@ -277,4 +294,4 @@ def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
         load_wait_s=config.server.load_wait_s,
         give_back=give_back,
     )
-    return Gateway(config, pool, Remotes(environment, metrics), metrics)
+    return Gateway(config, pool, Remotes(environment, metrics), metrics, keyring)

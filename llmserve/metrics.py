@@ -123,6 +123,18 @@ class Metrics:
             registry=registry,
         )
 
+        self.key_requests = Counter(
+            "llmserve_key_requests",
+            "Requests by the name of their API key (none: refused) and the status of the answer",
+            ("key", "status"),
+            registry=registry,
+        )
+        self.key_tokens = Counter(
+            "llmserve_key_tokens",
+            "Tokens of prompts and answers by the name of the API key",
+            ("key",),
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "llmserve_fallbacks",
             "Requests that another model was asked to answer",

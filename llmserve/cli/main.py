@@ -13,6 +13,7 @@ import msgspec
 from llmserve import __version__
 from llmserve.cli import table
 from llmserve.cli.check import check
+from llmserve.cli.keys import keys
 from llmserve.cli.options import config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
@@ -47,11 +48,13 @@ def cli() -> None:
       llmserve pull qwen                          download a model of models.toml
       llmserve run smollm2 "Say hello."           answer in the terminal, without a server
       llmserve check big                          test a remote provider
+      llmserve keys new alice --add keys.toml     make an API key
     """
 
 
 cli.add_command(pull)
 cli.add_command(check)
+cli.add_command(keys)
 
 
 @cli.command()
@@ -65,16 +68,29 @@ cli.add_command(check)
     show_default=True,
     help="debug shows llama.cpp's own log too.",
 )
-def serve(host: str | None, port: int | None, config_path: Path | None, log_level: str) -> None:
+@click.option(
+    "--insecure-no-auth",
+    is_flag=True,
+    help="Listen to other machines without an API key: whoever can reach it may use it.",
+)
+def serve(
+    host: str | None,
+    port: int | None,
+    config_path: Path | None,
+    log_level: str,
+    insecure_no_auth: bool,
+) -> None:
     """Start the server; Ctrl-C ends it once running requests are done.
 
     \b
     Examples:
       llmserve serve
-      llmserve serve --host 0.0.0.0 --port 9000
       llmserve serve --config my-models.toml
+      LLMSERVE_API_KEYS=... llmserve serve --host 0.0.0.0 --port 9000
     """
     # Here, not above: `llmserve --help` need not import a web server.
+    from llmserve.access.keyring import Keyring
+    from llmserve.access.sources import find_sources
     from llmserve.api.server import serve as run_server
     from llmserve.gateway import build_gateway
 
@@ -83,8 +99,11 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
     _warn_of_missing_keys(config)
+    sources = find_sources(config.server, os.environ)
+    keyring = Keyring(sources, sources.read(config.names))
     server = msgspec.structs.replace(config.server, **given)
-    run_server(build_gateway(msgspec.structs.replace(config, server=server), os.environ))
+    config = msgspec.structs.replace(config, server=server)
+    run_server(build_gateway(config, os.environ, keyring), insecure_no_auth=insecure_no_auth)
 
 
 def _warn_of_missing_keys(config: Config) -> None:
