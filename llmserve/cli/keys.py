@@ -24,10 +24,13 @@ def keys() -> None:
 def new(name: str, path: Path | None) -> None:
     """Make a key called NAME, and print it: this once, for only its hash is kept.
 
+    The key alone goes to standard output, what is said about it to standard error.
+
     \b
     Examples:
       llmserve keys new alice --add keys.toml     prints the key, adds the rest
       llmserve keys new alice                     prints both
+      export LLMSERVE_API_KEYS="$(llmserve keys new me)"
     """
     if not is_name(name):
         raise click.BadParameter(
@@ -39,10 +42,10 @@ def new(name: str, path: Path | None) -> None:
         append_key(path, name, key)
     click.echo(secret)
     if path is None:
-        click.echo(f"\n{render_entry(name, key)}", nl=False)
+        told = f"\nFor the api_keys_file of models.toml:\n\n{render_entry(name, key)}"
     else:
-        click.echo(
+        told = (
             f"{path} has its hash, and what it can be limited to. A running server reads it again"
-            " at POST /models/reload or SIGHUP.",
-            err=True,
+            " at POST /models/reload or SIGHUP."
         )
+    click.echo(told, err=True)
