@@ -50,7 +50,9 @@ class KeySources(Struct, frozen=True):
                 raise ConfigError(
                     f"{self.file}: keys.{name}: a key of the environment has that name; rename one"
                 )
-        return self.given | keys
+        keys = self.given | keys
+        _check_unique(str(self.file), keys)
+        return keys
 
 
 def find_sources(server: ServerConfig, environment: Mapping[str, str]) -> KeySources:

@@ -11,6 +11,8 @@ import click
 import msgspec
 
 from llmserve import __version__
+from llmserve.access.keyring import Keyring
+from llmserve.access.sources import VARIABLE, find_sources
 from llmserve.cli import table
 from llmserve.cli.check import check
 from llmserve.cli.keys import keys
@@ -89,8 +91,6 @@ def serve(
       LLMSERVE_API_KEYS=... llmserve serve --host 0.0.0.0 --port 9000
     """
     # Here, not above: `llmserve --help` need not import a web server.
-    from llmserve.access.keyring import Keyring
-    from llmserve.access.sources import find_sources
     from llmserve.api.server import serve as run_server
     from llmserve.gateway import build_gateway
 
@@ -99,11 +99,17 @@ def serve(
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
     _warn_of_missing_keys(config)
-    sources = find_sources(config.server, os.environ)
-    keyring = Keyring(sources, sources.read(config.names))
     server = msgspec.structs.replace(config.server, **given)
     config = msgspec.structs.replace(config, server=server)
-    run_server(build_gateway(config, os.environ, keyring), insecure_no_auth=insecure_no_auth)
+    gateway = build_gateway(config, os.environ, _keyring(config))
+    run_server(gateway, insecure_no_auth=insecure_no_auth)
+
+
+def _keyring(config: Config) -> Keyring:
+    """The API keys of who may ask. Raises `ConfigError`."""
+    sources = find_sources(config.server, os.environ)
+    os.environ.pop(config.server.api_keys_env or VARIABLE, None)  # no child process needs it
+    return Keyring(sources, sources.read(config.names))
 
 
 def _warn_of_missing_keys(config: Config) -> None:

@@ -147,6 +147,7 @@ def test_both_sources(file: Path) -> None:
     [
         ("", "", "no key; add one with `llmserve keys new NAME --add"),
         (f"alice={OTHER}", ALL, "keys.alice: a key of the environment has that name"),
+        (f"bob={SECRET}", ALL, "bob and alice are the same key"),
         ("", ALL.replace('"m"', '"gone"'), "keys.alice.models: there is no model 'gone'"),
     ],
 )
