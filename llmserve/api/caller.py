@@ -11,7 +11,7 @@ from llmserve import core
 from llmserve.access.bill import Bill
 from llmserve.access.keyring import Grant
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream
-from llmserve.engine.engine import Engine
+from llmserve.engine.facade import Facade
 from llmserve.errors import ModelNotFoundError
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
@@ -94,7 +94,7 @@ class Caller:
             self._count(self._grant, embeddings.prompt_tokens)
         return embeddings
 
-    def engine(self, model: str | None) -> AbstractAsyncContextManager[Engine]:
+    def engine(self, model: str | None) -> AbstractAsyncContextManager[Facade]:
         """As `Gateway.engine`."""
         self._check(model)
         return self._gateway.engine(model)
