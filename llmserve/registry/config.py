@@ -45,6 +45,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment
     prefix_cache_dir: Path | None = None  # prefixes outlive the server there; None: they do not
     prefix_cache_disk: Size = Size(4 << 30)  # bytes of each model there
+    log_prompts: bool = False  # whether prompts and answers are logged, their first 2000 characters
     auto_download: bool = False  # whether a request may start the download of its model
 
 
