@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from llmserve.api.body import BodyTooLargeError
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
 from llmserve.errors import LlmserveError
-from llmserve.telemetry.record import note_error
+from llmserve.telemetry.record import DISCONNECTED, note_error
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
@@ -85,7 +85,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
     """The client left before its body was complete: nobody reads this answer."""
-    note_error("disconnected")
+    note_error(DISCONNECTED)
     return Response(status_code=400)
 
 

@@ -60,7 +60,8 @@ class RequestLog:
                 note_error(LlmserveError.code)
                 raise
             finally:
-                record.client = scope.get("state", {}).get("client_name")
+                # What `Keys` puts there, and on the same scope.
+                record.client = getattr(scope.get("state", {}).get("grant"), "name", None)
                 if span:
                     route = getattr(scope.get("route"), "path", None)
                     span.answered(status, route, record.error)

@@ -11,6 +11,8 @@ from llmserve.core import FinishReason, Timings, Usage
 
 MAX_TEXT_LEN = 2000  # characters of a prompt, an answer, or any other value in a log line
 
+DISCONNECTED = "disconnected"  # among the codes of errors: the caller left
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -21,7 +23,7 @@ class RequestRecord:
     trace_id: str | None = None
     client: str | None = None  # the name of its API key
     model: str | None = None  # as it was asked for, unless that is the default
-    error: str | None = None  # a code of `llmserve.errors`, or "disconnected"
+    error: str | None = None  # a code of `llmserve.errors`, or `DISCONNECTED`
     answered_by: list[str] = field(default_factory=list)
     finish_reasons: list[FinishReason] = field(default_factory=list)
     num_choices: int = 0
@@ -32,6 +34,11 @@ class RequestRecord:
     ttft_s: float = 0.0
     prompts: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+
+    def fail(self, code: str) -> None:
+        """The first error counts; that a caller left may be the consequence of one."""
+        if self.error in (None, DISCONNECTED):
+            self.error = code
 
     def add_answer(self, model: str) -> None:
         if model not in self.answered_by:
@@ -88,7 +95,6 @@ def set_current(record: RequestRecord | None) -> None:
 
 
 def note_error(code: str) -> None:
-    """Why the request of this task fails; of several errors the first one counts."""
-    record = _current.get()
-    if record and not record.error:
-        record.error = code
+    """Why the request of this task fails."""
+    if record := _current.get():
+        record.fail(code)

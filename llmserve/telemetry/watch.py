@@ -22,7 +22,7 @@ from llmserve.core import (
 from llmserve.errors import LlmserveError
 from llmserve.metrics import Metrics
 from llmserve.registry.config import ModelSpec
-from llmserve.telemetry.record import MAX_TEXT_LEN, current_record
+from llmserve.telemetry.record import DISCONNECTED, MAX_TEXT_LEN, current_record
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import ModelSpan, Tracing
@@ -47,7 +47,7 @@ class Watch:
         self._tracing = tracing
         self._span: ModelSpan | None = None
         self._record = current_record()
-        self._outcome = "disconnected"
+        self._outcome: str = DISCONNECTED
         self._is_answered = False
         self._last_text_s: float | None = None
         self._inter_token: Histogram | None = None  # of the model that answers; labels() is slow
@@ -149,7 +149,8 @@ class Watch:
         is_fault = isinstance(error, Exception)
         failure = None if self._is_answered and not is_fault else self._outcome
         if self._record:
-            self._record.error = self._record.error or failure
+            if failure:
+                self._record.fail(failure)
             if self._answer:
                 self._record.answers.append("".join(self._answer))
         if self._span:
