@@ -5,6 +5,7 @@ headers, sampling, batches, the name of the service.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FLUSH_S = 2.0
+
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
 class Export(NamedTuple):
     tracing: "Tracing"
-    close: Callable[[], None]  # sends what is left; blocks for as long as the SDK allows itself
+    close: Callable[[], None]  # sends what is left, if the collector takes it within `FLUSH_S`
 
 
 def start_export(environment: Mapping[str, str]) -> Export | None:
@@ -42,7 +45,14 @@ def start_export(environment: Mapping[str, str]) -> Export | None:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     log.info("traces go to %s", _first(environment, _ENDPOINTS))
-    return Export(Tracing(provider), provider.shutdown)
+    return Export(Tracing(provider), lambda: _close(provider.shutdown))
+
+
+def _close(shutdown: Callable[[], None]) -> None:
+    # By itself it would try for 10 s or longer to reach a collector that is gone.
+    thread = threading.Thread(target=shutdown, name="traces", daemon=True)
+    thread.start()
+    thread.join(FLUSH_S)
 
 
 def _is_wanted(environment: Mapping[str, str]) -> bool:

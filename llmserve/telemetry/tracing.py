@@ -5,6 +5,7 @@ The latter follow the GenAI semantic conventions
 of a prompt, an answer or an error. Imported only where traces are wanted, see `otlp`.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -19,6 +20,10 @@ from llmserve.registry.config import ModelSpec
 from llmserve.telemetry.record import RequestRecord
 
 Attributes = dict[str, AttributeValue]
+
+# They warn of headers that callers send, and quote them.
+for _name in ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _PROPAGATOR = TraceContextTextMapPropagator()  # without baggage, which is not for providers
 

@@ -154,6 +154,7 @@ def test_a_caller_that_leaves(log: Log) -> None:
             body = {"prompt": "hi", "parameters": {"max_tokens": 100}, "stream": stream}
             with service.connect(raw_inference(body)):
                 wait_until(service.runtime.decoding.is_set)
+            wait_until(lambda: service.gateway.num_active == 0)
             service.step(3)
             service.wait_idle()
         first, second = log.wait(2)
