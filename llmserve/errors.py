@@ -55,6 +55,7 @@ class LlmserveError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.log_message = message  # without the words of others, which may quote a request
         self.param = param
         self.retry_after_s = retry_after_s
 

@@ -61,13 +61,13 @@ class Keys:
     def _admit(self, scope: Scope, level: Level, visit: "_Visit", on_end: ExitStack) -> None:
         """Raises `LlmserveError`. Limits are for what computes, which is POST."""
         grant = visit.grant = self._keyring.find(shown_key(scope))
+        scope.setdefault("state", {})["grant"] = grant  # also for the log, of who is refused too
         if level is Level.ADMIN and not grant.key.admin:
             raise PermissionDeniedError(
                 "this API key may not do this: its entry lacks admin = true"
             )
         if level is Level.KEY and scope["method"] == "POST":
             on_end.enter_context(grant.admitted())
-        scope.setdefault("state", {})["grant"] = grant
 
 
 def shown_key(scope: Scope) -> bytes:

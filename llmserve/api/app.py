@@ -14,7 +14,7 @@ from llmserve.api.access import Keys
 from llmserve.api.docs import docs, docs_file
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.request_id import RequestIds
+from llmserve.api.request_log import RequestLog
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -58,4 +58,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
     app.state.document = Document(ROUTES, OPERATIONS)
-    return RequestIds(Keys(app, gateway, on_error))
+    guarded = Keys(app, gateway, on_error)
+    return RequestLog(guarded, gateway.tracing, log_prompts=gateway.config.server.log_prompts)

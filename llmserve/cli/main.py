@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
@@ -71,6 +72,16 @@ cli.add_command(keys)
     help="debug shows llama.cpp's own log too.",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "text"]),
+    default="auto",
+    show_default=True,
+    help="auto: text on a terminal, JSON elsewhere.",
+)
+@click.option(
+    "--log-prompts", is_flag=True, help="Log prompts and answers, which is never done else."
+)
+@click.option(
     "--insecure-no-auth",
     is_flag=True,
     help="Listen to other machines without an API key: whoever can reach it may use it.",
@@ -80,6 +91,8 @@ def serve(
     port: int | None,
     config_path: Path | None,
     log_level: str,
+    log_format: Literal["auto", "json", "text"],
+    log_prompts: bool,
     insecure_no_auth: bool,
 ) -> None:
     """Start the server; Ctrl-C ends it once running requests are done.
@@ -93,16 +106,27 @@ def serve(
     # Here, not above: `llmserve --help` need not import a web server.
     from llmserve.api.server import serve as run_server
     from llmserve.gateway import build_gateway
+    from llmserve.telemetry.logs import set_up
+    from llmserve.telemetry.otlp import start_export
 
-    _log_to_stderr(log_level)
+    set_up(log_level, log_format)
     config = load(config_path)
-    given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
+    flags = {"host": host, "port": port, "log_prompts": log_prompts or None}
+    given = {k: v for k, v in flags.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
     _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
     config = msgspec.structs.replace(config, server=server)
-    gateway = build_gateway(config, os.environ, _keyring(config))
-    run_server(gateway, insecure_no_auth=insecure_no_auth)
+    keyring = _keyring(config)
+    export = start_export(os.environ)
+    try:
+        gateway = build_gateway(
+            config, os.environ, keyring=keyring, tracing=export.tracing if export else None
+        )
+        run_server(gateway, insecure_no_auth=insecure_no_auth)
+    finally:
+        if export:
+            export.close()
 
 
 def _keyring(config: Config) -> Keyring:
@@ -162,7 +186,7 @@ def run(
       llmserve run smollm2 --mode completion --max-tokens 40 "Once upon a time"
       llmserve run smollm2 --temperature 0 < question.txt
     """
-    _log_to_stderr("critical")  # what goes wrong is raised, and told once
+    logging.basicConfig(level=logging.CRITICAL)  # what goes wrong is raised, and told once
     if not 0 <= temperature <= 2:  # NaN is in every FloatRange
         raise click.BadParameter(f"{temperature} is not in the range 0<=x<=2.")
     config = load(config_path)
@@ -214,11 +238,3 @@ def _size_on_disk(spec: ModelSpec) -> str:
         return human(sum(file.stat().st_size for file in locate_all(spec)))
     except ModelFileError:
         return "missing"
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    if level == "info":  # a line for every request to a provider or the hub
-        logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -47,6 +47,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache_dir: Path | None = None  # prefixes outlive the server there; None: they do not
     prefix_cache_disk: Size = Size(4 << 30)  # bytes of each model there
     isolation: Isolation = "process"  # where models live: a process for each, or threads of ours
+    log_prompts: bool = False  # whether prompts and answers are logged, their first 2000 characters
     auto_download: bool = False  # whether a request may start the download of its model
     api_keys_env: Text | None = None  # a variable with keys; None: LLMSERVE_API_KEYS, if it is set
     api_keys_file: Path | None = None  # a file with hashes of keys

@@ -249,6 +249,24 @@ def test_requests_are_counted_by_the_name_of_their_key(service: FakeService) -> 
     wait_until(lambda: counts() == expected, "the counts")
 
 
+def test_the_log_says_whose_request_it_was(
+    service: FakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "llmserve.request")
+    send(service, "/inference", ASK)
+    send(service, "/metrics")
+    send(service, "/models/reload", {})
+    send(service, "/inference", ASK, WRONG)
+
+    def told() -> list[tuple[Any, Any]]:
+        lines = [vars(record)["fields"] for record in caplog.records if "fields" in vars(record)]
+        return [(line["status"], line.get("client")) for line in lines]
+
+    # /metrics is told at debug.
+    expected = [(200, "alice"), (403, "alice"), (401, None)]
+    wait_until(lambda: sorted(told(), key=str) == sorted(expected, key=str), "the lines")
+
+
 # -- models --------------------------------------------------------------------------------------
 
 
