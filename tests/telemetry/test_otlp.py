@@ -149,7 +149,7 @@ def test_the_extra_may_be_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     assert start_export(ENDPOINT) is None
-    assert "install llmserve[otel]" in caplog.text
+    assert "scripts/setup --with otel" in caplog.text
 
 
 def test_the_service_can_have_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
