@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
-from llmserve.engine.engine import Engine
+from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
+from llmserve.engine.facade import Facade
 from llmserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -26,18 +27,26 @@ from llmserve.errors import (
     ProviderError,
     ProviderModelError,
     QueueFullError,
+    RequestLostError,
     ShuttingDownError,
     TooLargeError,
     UnavailableError,
 )
-from llmserve.metrics import Metrics, RequestMeter
+from llmserve.isolation.opener import ProcessOpener
+from llmserve.metrics import Metrics
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
+from llmserve.pool.threads import ThreadOpener
 from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.registry.sources import check_files
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.record import current_record
+from llmserve.telemetry.watch import Watch
+
+if TYPE_CHECKING:
+    from llmserve.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +55,23 @@ _REPLACEABLE = (UnavailableError, QueueFullError, ProviderError)
 # A wrong key or name in the config is for the operator to see, not to be covered up.
 _MISCONFIGURED = (ProviderAuthError, ProviderModelError)
 
+_MAX_TRIES = 2  # further ones, of a request whose process dies while it waits
+
 
 class Gateway:
     """The one way to a model, whatever the dialect of the request."""
 
-    def __init__(self, config: Config, pool: Pool, remotes: Remotes, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        remotes: Remotes,
+        metrics: Metrics,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self.config = config
         self.metrics = metrics
+        self.tracing = tracing
         self.pool = pool
         self.remotes = remotes
         self.created_s = int(time.time())  # unix time; constant, for what has to have an age
@@ -115,24 +134,28 @@ class Gateway:
         Raises `LlmserveError`s; all but `EngineError` and `ProviderError` come before the first
         event.
         """
-        with RequestMeter(self.metrics) as meter:
+        with Watch(request, self.metrics, self.tracing) as watch:
             spec = self.resolve(request.model)
-            meter.model = spec.name
-            async with self._counted(), contextlib.aclosing(self._answer(spec, request)) as events:
+            watch.resolved(spec)
+            stream = self._answer(spec, request, watch.trace_headers)
+            async with self._counted(), contextlib.aclosing(stream) as events:
                 async for event in events:
-                    meter.see(event)
+                    watch.see(event)
                     yield event
 
-    async def _answer(self, spec: ModelSpec, request: Request) -> EventStream:
+    async def _answer(
+        self, spec: ModelSpec, request: Request, trace_headers: Mapping[str, str]
+    ) -> EventStream:
         """The events of the first model of `spec`'s chain that begins to answer."""
         first_error: LlmserveError | None = None
         for candidate in self._chain(spec, request):
             is_begun = False
             if first_error:
                 self.metrics.fallbacks.labels(spec.name, candidate.name).inc()
-                log.info("%s; asking %s", first_error.message, candidate.name)
+                log.info("%s; asking %s", first_error.log_message, candidate.name)
             try:
-                async with contextlib.aclosing(self._backend(candidate, request)) as events:
+                stream = self._backend(candidate, request, trace_headers)
+                async with contextlib.aclosing(stream) as events:
                     async for event in events:
                         is_begun = True
                         yield event
@@ -159,42 +182,68 @@ class Gateway:
         # What a stand-in cannot do is no fault of the request: the first error is told.
         return isinstance(error, (*_REPLACEABLE, InvalidRequestError, TooLargeError))
 
-    async def _backend(self, spec: ModelSpec, request: Request) -> EventStream:
+    async def _backend(
+        self, spec: ModelSpec, request: Request, trace_headers: Mapping[str, str]
+    ) -> EventStream:
         """The events of this very model."""
         if spec.remote:
-            stream = self.remotes.model(spec).generate(request)
+            stream = self.remotes.model(spec).generate(request, trace_headers)
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
                     yield event
             return
-        async with (
-            self.pool.lease(spec) as engine,
-            contextlib.aclosing(engine.generate(request)) as events,
-        ):
+        async with contextlib.aclosing(self._local(spec, request)) as events:
             async for event in events:
                 yield event
+
+    async def _local(self, spec: ModelSpec, request: Request) -> EventStream:
+        """As `_backend`. What waited in a process that died waits again in the next one."""
+        is_started = False
+        num_tries = 0
+        while True:
+            try:
+                async with (
+                    self.pool.lease(spec) as engine,
+                    contextlib.aclosing(engine.generate(request)) as events,
+                ):
+                    async for event in events:
+                        if not isinstance(event, Started):
+                            yield event
+                        elif not is_started:
+                            is_started = True
+                            request = msgspec.structs.replace(request, seed=event.seed)
+                            yield event
+                    return
+            except RequestLostError as error:
+                # Who was being prepared may be what kills the process: it has one more try.
+                num_tries += 2 if error.is_suspect else 1
+                if num_tries > _MAX_TRIES:
+                    raise
+                log.info("%s; a request that waited there is asked again", error.message)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
 
         Nobody stands in for a model: vectors of two models cannot be compared.
         """
-        with RequestMeter(self.metrics) as meter:
+        with Watch(request, self.metrics, self.tracing) as watch:
             spec = self.resolve(request.model)
-            meter.model = spec.name
+            watch.resolved(spec)
             async with self._counted():
-                embeddings = await self._embed(spec, request)
-            meter.see_embeddings(embeddings)
+                embeddings = await self._embed(spec, request, watch.trace_headers)
+            watch.see_embeddings(embeddings)
             return embeddings
 
-    async def _embed(self, spec: ModelSpec, request: EmbeddingRequest) -> Embeddings:
+    async def _embed(
+        self, spec: ModelSpec, request: EmbeddingRequest, trace_headers: Mapping[str, str]
+    ) -> Embeddings:
         if spec.remote:
-            return await self.remotes.model(spec).embed(request)
+            return await self.remotes.model(spec).embed(request, trace_headers)
         async with self.pool.lease(spec) as engine:
             return await engine.embed(request)
 
     @asynccontextmanager
-    async def engine(self, model: str | None) -> AsyncIterator[Engine]:
+    async def engine(self, model: str | None) -> AsyncIterator[Facade]:
         """The loaded model, for what is no generation. Raises `LlmserveError`s as `generate`."""
         spec = self.local(model)
         async with self._counted(), self.pool.lease(spec) as engine:
@@ -202,6 +251,8 @@ class Gateway:
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model called or aliased `name`; the default model for None."""
+        if record := current_record():
+            record.model = name
         if name is None:
             return self.config.default
         spec = self.config.names.get(name)
@@ -260,21 +311,29 @@ def _load_anew(old: Config) -> Config:
     return new
 
 
-def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
+def build_gateway(
+    config: Config, environment: Mapping[str, str], tracing: "Tracing | None" = None
+) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
     `environment` has the keys of remote providers.
     """
     metrics = Metrics()
-    pool = Pool(
-        EngineLoader(
-            metrics,
-            auto_download=config.server.auto_download,
-            prefix_cache_dir=config.server.prefix_cache_dir,
-            prefix_cache_disk_bytes=config.server.prefix_cache_disk,
-        ),
-        budget_bytes=MemoryBudget(config.server.memory_budget),
-        load_wait_s=config.server.load_wait_s,
-        give_back=give_back,
+    server = config.server
+    isolated = server.isolation == "process"
+    loader = EngineLoader(
+        metrics,
+        ProcessOpener(log.getEffectiveLevel) if isolated else ThreadOpener(),
+        auto_download=server.auto_download,
+        prefix_cache_dir=server.prefix_cache_dir,
+        prefix_cache_disk_bytes=server.prefix_cache_disk,
     )
-    return Gateway(config, pool, Remotes(environment, metrics), metrics)
+    pool = Pool(
+        loader,
+        budget_bytes=MemoryBudget(server.memory_budget),
+        load_wait_s=server.load_wait_s,
+        # What was in another process needs nobody to give it back.
+        give_back=(lambda: None) if isolated else give_back,
+        count_crash=metrics.count_crash,
+    )
+    return Gateway(config, pool, Remotes(environment, metrics), metrics, tracing)

@@ -24,7 +24,7 @@ from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
-from llmserve.pool.loader import make_engine
+from llmserve.pool.loader import observers, policy
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
@@ -32,6 +32,7 @@ from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.tracing import Tracing
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 
 T = TypeVar("T")
@@ -114,6 +115,7 @@ class FakeService:
     load_error: Exception | None
     environment: Mapping[str, str]  # keys of providers
     bounds: Bounds | None  # of remote answers
+    tracing: Tracing | None
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
@@ -128,10 +130,13 @@ class FakeService:
             self, budget_bytes=lambda resident: 1 << 30, load_wait_s=self.config.server.load_wait_s
         )
         remotes = Remotes(self.environment, self.metrics, self.bounds)
-        self.gateway = Gateway(self.config, pool, remotes, self.metrics)
+        self.gateway = Gateway(self.config, pool, remotes, self.metrics, self.tracing)
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
+
+    def drop(self, spec: ModelSpec) -> None:
+        pass
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         await asyncio.to_thread(self.load_gate.wait)
@@ -139,7 +144,13 @@ class FakeService:
             raise self.load_error
         kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
         runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
-        engine = self.engines[spec.name] = make_engine(spec, runtime, self.metrics)
+        engine = self.engines[spec.name] = Engine(
+            spec.name,
+            runtime,
+            policy=policy(spec),
+            default_mode=spec.default_mode,
+            **observers(spec.name, self.metrics),
+        )
         return engine
 
     @property
@@ -224,6 +235,7 @@ def fake_service(
     load_error: Exception | None = None,
     environment: Mapping[str, str] | None = None,
     bounds: Bounds | None = None,
+    tracing: Tracing | None = None,
     send_buffer_bytes: int | None = None,
     **runtime_options: Any,
 ) -> Iterator[FakeService]:
@@ -240,6 +252,7 @@ def fake_service(
         load_error=load_error,
         environment=environment or {},
         bounds=bounds,
+        tracing=tracing,
     )
     listener = listen("127.0.0.1", 0)
     if send_buffer_bytes:
@@ -311,7 +324,7 @@ class ServerProcess:
 
     def _find_address(self) -> bool:
         assert self._process.poll() is None, "".join(self.log)
-        found = re.search(r"listening on (http://\S+)", "".join(self.log))
+        found = re.search(r'listening on (http:[^\s"]+)', "".join(self.log))
         self.base_url = found[1] if found else ""
         return bool(found)
 

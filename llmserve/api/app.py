@@ -13,7 +13,7 @@ from llmserve.api import errors, models, openai, operations, ops
 from llmserve.api.docs import docs, docs_file
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.request_id import RequestIds
+from llmserve.api.request_log import RequestLog
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -56,4 +56,4 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
     app.state.document = Document(ROUTES, OPERATIONS)
-    return RequestIds(app)
+    return RequestLog(app, gateway.tracing, log_prompts=gateway.config.server.log_prompts)

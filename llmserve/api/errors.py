@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from llmserve.api.body import BodyTooLargeError
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
 from llmserve.errors import LlmserveError
+from llmserve.telemetry.record import DISCONNECTED, note_error
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
@@ -56,6 +57,7 @@ class LlmserveErrorHandler:
 
     async def __call__(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, LlmserveError)
+        note_error(error.code)
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
@@ -75,6 +77,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such route, wrong method."""
     assert isinstance(error, HTTPException)
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    note_error(code)
     message = f"{request.method} {request.scope['path']}: {error.detail}"
     body = msgspec.json.encode(ErrorEnvelope(ErrorBody("invalid_request_error", code, message)))
     return Response(body, error.status_code, error.headers, "application/json")
@@ -82,6 +85,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
     """The client left before its body was complete: nobody reads this answer."""
+    note_error(DISCONNECTED)
     return Response(status_code=400)
 
 

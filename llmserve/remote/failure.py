@@ -112,7 +112,14 @@ def from_status(asked: Asked, status: int, headers: Mapping[str, str], body: byt
 def _error_of(
     asked: Asked, status: int, message: str, code: str | None, param: str | None
 ) -> LlmserveError:
-    said = f": {message}" if message else ""
+    error = _told(asked, status, f": {message}" if message else "", code, param)
+    error.log_message = _told(asked, status, "", code, param).message
+    return error
+
+
+def _told(
+    asked: Asked, status: int, said: str, code: str | None, param: str | None
+) -> LlmserveError:
     if status in _AUTH:
         variable = asked.api_key_env
         fix = f"check the environment variable {variable}" if variable else "set api_key_env"
