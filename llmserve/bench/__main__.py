@@ -1,5 +1,7 @@
 """`scripts/bench`."""
 
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -16,6 +18,8 @@ from llmserve.bench import sweep as sweep_bench
 from llmserve.bench import throughput
 from llmserve.bench.figures import render
 from llmserve.bench.load import Target
+from llmserve.bench.soak import drive as soak_drive
+from llmserve.bench.soak import run as soak_run
 from llmserve.bench.targets import OpenAIPeer, Server
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
@@ -62,6 +66,7 @@ def main(
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
       scripts/bench speculation                      guesses where an answer repeats its prompt
       scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
+      scripts/bench soak --minutes 10                mixed load with faults: what is lost or wrong
     """
     if ctx.invoked_subcommand:
         return
@@ -191,6 +196,26 @@ def remote(rounds: int, as_json: bool) -> None:
 def embeddings(config: Path, rounds: int, as_json: bool) -> None:
     """64 short texts in one call, against 64 calls."""
     click.echo(render(embeddings_bench.run(config, num_rounds=rounds), as_json=as_json))
+
+
+@main.command()
+@config_option
+@click.option("--minutes", default=10.0, show_default=True, type=click.FloatRange(0.2, 24 * 60))
+@click.option("--rate", default=2.0, show_default=True, help="Requests a second.")
+@click.option("--seed", default=1, show_default=True, help="Of everything that is drawn.")
+@click.option("--no-kills", is_flag=True, help="Leave the models' processes alone.")
+@json_option
+def soak(
+    config: Path, minutes: float, rate: float, seed: int, no_kills: bool, as_json: bool
+) -> None:
+    """Mixed load, bad input, swaps and kills; exit code 1 if anything was lost, wrong or hung."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the server too
+    plan = soak_drive.Plan(minutes, seed, rate, has_faults=not no_kills)
+    result = soak_run.run(config, plan)
+    click.echo(render(result.figures, as_json=as_json))
+    for line in result.troubles:
+        click.echo(line, err=True)
+    sys.exit(0 if result.is_good else 1)
 
 
 if __name__ == "__main__":
