@@ -11,6 +11,9 @@
     │   ├── ModelLoadingError         the model is still being loaded
     │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
     │   ├── InsufficientMemoryError   it does not fit; the message has need and budget
+    │   ├── EngineCrashedError        the model's process died while it was at the request
+    │   │   └── RequestLostError           … before it was: asked again, it may be answered
+    │   ├── ModelQuarantinedError     that has happened too often; the message has the fix
     │   ├── QueueTimeoutError         no slot became free in time
     │   └── ShuttingDownError         the server is draining
     ├── ProviderError            502  (family) a remote provider failed, or its answer is broken
@@ -103,6 +106,21 @@ class ModelUnavailableError(UnavailableError):
 
 class InsufficientMemoryError(UnavailableError):
     code = "insufficient_memory"
+
+
+class EngineCrashedError(UnavailableError):
+    code = "engine_crashed"
+    log_lines: tuple[str, ...] = ()  # the last ones of the process, where it was being loaded
+
+
+class RequestLostError(EngineCrashedError):
+    """`is_suspect`: it was being prepared, so that it may itself be the reason."""
+
+    is_suspect = False
+
+
+class ModelQuarantinedError(UnavailableError):
+    code = "model_quarantined"
 
 
 class QueueTimeoutError(UnavailableError):

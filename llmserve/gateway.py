@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
-from llmserve.engine.engine import Engine
+from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
+from llmserve.engine.facade import Facade
 from llmserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -26,15 +26,18 @@ from llmserve.errors import (
     ProviderError,
     ProviderModelError,
     QueueFullError,
+    RequestLostError,
     ShuttingDownError,
     TooLargeError,
     UnavailableError,
 )
+from llmserve.isolation.opener import ProcessOpener
 from llmserve.metrics import Metrics, RequestMeter
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
+from llmserve.pool.threads import ThreadOpener
 from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.registry.sources import check_files
 from llmserve.remote.remotes import Remotes
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 _REPLACEABLE = (UnavailableError, QueueFullError, ProviderError)
 # A wrong key or name in the config is for the operator to see, not to be covered up.
 _MISCONFIGURED = (ProviderAuthError, ProviderModelError)
+
+_MAX_TRIES = 2  # further ones, of a request whose process dies while it waits
 
 
 class Gateway:
@@ -167,12 +172,34 @@ class Gateway:
                 async for event in events:
                     yield event
             return
-        async with (
-            self.pool.lease(spec) as engine,
-            contextlib.aclosing(engine.generate(request)) as events,
-        ):
+        async with contextlib.aclosing(self._local(spec, request)) as events:
             async for event in events:
                 yield event
+
+    async def _local(self, spec: ModelSpec, request: Request) -> EventStream:
+        """As `_backend`. What waited in a process that died waits again in the next one."""
+        is_started = False
+        num_tries = 0
+        while True:
+            try:
+                async with (
+                    self.pool.lease(spec) as engine,
+                    contextlib.aclosing(engine.generate(request)) as events,
+                ):
+                    async for event in events:
+                        if not isinstance(event, Started):
+                            yield event
+                        elif not is_started:
+                            is_started = True
+                            request = msgspec.structs.replace(request, seed=event.seed)
+                            yield event
+                    return
+            except RequestLostError as error:
+                # Who was being prepared may be what kills the process: it has one more try.
+                num_tries += 2 if error.is_suspect else 1
+                if num_tries > _MAX_TRIES:
+                    raise
+                log.info("%s; a request that waited there is asked again", error.message)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
@@ -194,7 +221,7 @@ class Gateway:
             return await engine.embed(request)
 
     @asynccontextmanager
-    async def engine(self, model: str | None) -> AsyncIterator[Engine]:
+    async def engine(self, model: str | None) -> AsyncIterator[Facade]:
         """The loaded model, for what is no generation. Raises `LlmserveError`s as `generate`."""
         spec = self.local(model)
         async with self._counted(), self.pool.lease(spec) as engine:
@@ -266,15 +293,21 @@ def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
     `environment` has the keys of remote providers.
     """
     metrics = Metrics()
+    server = config.server
+    isolated = server.isolation == "process"
+    loader = EngineLoader(
+        metrics,
+        ProcessOpener(log.getEffectiveLevel) if isolated else ThreadOpener(),
+        auto_download=server.auto_download,
+        prefix_cache_dir=server.prefix_cache_dir,
+        prefix_cache_disk_bytes=server.prefix_cache_disk,
+    )
     pool = Pool(
-        EngineLoader(
-            metrics,
-            auto_download=config.server.auto_download,
-            prefix_cache_dir=config.server.prefix_cache_dir,
-            prefix_cache_disk_bytes=config.server.prefix_cache_disk,
-        ),
-        budget_bytes=MemoryBudget(config.server.memory_budget),
-        load_wait_s=config.server.load_wait_s,
-        give_back=give_back,
+        loader,
+        budget_bytes=MemoryBudget(server.memory_budget),
+        load_wait_s=server.load_wait_s,
+        # What was in another process needs nobody to give it back.
+        give_back=(lambda: None) if isolated else give_back,
+        count_crash=metrics.count_crash,
     )
     return Gateway(config, pool, Remotes(environment, metrics), metrics)

@@ -123,6 +123,12 @@ class Metrics:
             registry=registry,
         )
 
+        self.crashes = Counter(
+            "llmserve_engine_crashes",
+            "Processes of models that died, also while loading",
+            model,
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "llmserve_fallbacks",
             "Requests that another model was asked to answer",
@@ -141,6 +147,9 @@ class Metrics:
             ("model", "url"),
             registry=registry,
         )
+
+    def count_crash(self, model: str) -> None:
+        self.crashes.labels(model).inc()
 
     def count_attempt(self, model: str, outcome: str) -> None:
         self.attempts.labels(model, outcome).inc()

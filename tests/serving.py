@@ -24,7 +24,7 @@ from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
-from llmserve.pool.loader import make_engine
+from llmserve.pool.loader import observers, policy
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
@@ -133,13 +133,22 @@ class FakeService:
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
 
+    def drop(self, spec: ModelSpec) -> None:
+        pass
+
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         await asyncio.to_thread(self.load_gate.wait)
         if self.load_error:
             raise self.load_error
         kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
         runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
-        engine = self.engines[spec.name] = make_engine(spec, runtime, self.metrics)
+        engine = self.engines[spec.name] = Engine(
+            spec.name,
+            runtime,
+            policy=policy(spec),
+            default_mode=spec.default_mode,
+            **observers(spec.name, self.metrics),
+        )
         return engine
 
     @property

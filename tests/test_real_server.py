@@ -306,6 +306,18 @@ def test_signals_while_the_model_loads(config: Path) -> None:
         server.stop()
 
 
+def test_two_signals_at_once(config: Path) -> None:
+    server = ServerProcess(config)
+    try:
+        server.signal(signal.SIGSTOP)  # it wakes up to both, in one turn of its loop
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGCONT)
+        assert server.wait() == 0
+    finally:
+        server.stop()
+
+
 def test_a_killed_server_can_start_again_on_its_port(config: Path) -> None:
     with server_process(config) as server, ThreadPoolExecutor(2) as threads:
         running = start_requests(server, threads, 2, 900)

@@ -88,6 +88,8 @@ class Server(uvicorn.Server):
     def _on_signal(self) -> None:
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
+            # Not at the task's end: the second signal may cancel it before it begins.
+            self._ending.add_done_callback(self._on_ended)
         elif not self._ending.cancel():  # it has ended: only uvicorn still waits
             self.force_exit = True
 
@@ -106,7 +108,9 @@ class Server(uvicorn.Server):
         try:
             await self._gateway.drain(grace_s)
         finally:
-            try:
-                await self._gateway.close()
-            finally:
-                self.should_exit = True
+            await self._gateway.close()
+
+    def _on_ended(self, ending: asyncio.Task[None]) -> None:
+        self.should_exit = True
+        if not ending.cancelled() and (error := ending.exception()):
+            log.error("the shutdown failed", exc_info=error)

@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -24,6 +24,7 @@ T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
+Isolation: TypeAlias = Literal["process", "thread"]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
@@ -45,6 +46,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment
     prefix_cache_dir: Path | None = None  # prefixes outlive the server there; None: they do not
     prefix_cache_disk: Size = Size(4 << 30)  # bytes of each model there
+    isolation: Isolation = "process"  # where models live: a process for each, or threads of ours
     auto_download: bool = False  # whether a request may start the download of its model
 
 
@@ -68,6 +70,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 262_144  # of waiting prompts
     queue_timeout: Duration | None = None  # longest wait for a slot; None: as long as it takes
     target_itl: Duration = Duration(0.15)  # between two tokens of a stream while prompts come
+    stall_timeout: Duration = Duration(120)  # longest silence of a model at work, then it is ended
     speculation: bool = True  # whether steps may verify guesses at what comes next
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
@@ -217,6 +220,8 @@ def _values(key: str) -> tuple[str, ...]:
     key = re.sub(r"\[\d+\]$", "", key).rpartition(".")[2]
     if key in ("default_mode", "pooling"):
         return tuple(Mode if key == "default_mode" else Pooling)
+    if key == "isolation":
+        return get_args(Isolation)
     return get_args(Extra if key == "extra_parameters" else get_type_hints(Provider)[key])
 
 
@@ -273,6 +278,8 @@ def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
     if len(given) != 1:
         has = f"has {' and '.join(given)}" if given else "has no source"
         raise ConfigError(f"{where}: {has}; give exactly one of {', '.join(_SOURCES)}")
+    if not spec.stall_timeout:
+        raise ConfigError(f"{where}.stall_timeout: 0 would end the model at once; write '2m'")
     _check_file_keys(where, spec, given[0])
     absolute = _absolute(path, f"{where}.path", spec.path) if spec.path else None
     return msgspec.structs.replace(spec, name=name, path=absolute)
