@@ -21,7 +21,7 @@ from llmserve.bench.soak.watch import Watch
 from llmserve.bench.targets import Server
 
 STAYS, TAKE_TURNS = "stays", ("red", "blue")  # names of models in the server's config
-STALL_S = 5.0  # its `stall_timeout`
+STALL_S = 15.0  # its `stall_timeout`: far more than a step takes on a busy machine
 LAP_S = 60.0
 MIN_LAPS = 4
 _MAX_ACTIVE = 48  # requests at the same time; who comes then waits outside

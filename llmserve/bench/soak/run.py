@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 import httpx2
 
 from llmserve.bench.figures import Figure
-from llmserve.bench.soak.drive import STAYS, TAKE_TURNS, Plan, Soak
+from llmserve.bench.soak.drive import STALL_S, STAYS, TAKE_TURNS, Plan, Soak
 from llmserve.bench.soak.judge import Judge
 from llmserve.bench.soak.reference import CONTEXT_LENGTH, Reference
 from llmserve.bench.soak.tally import Tally
@@ -67,6 +67,7 @@ def _several_models(path: Path) -> Iterator[Path]:
 def _config_text(path: Path, budget: str) -> str:
     text = f'[server]\nmemory_budget = "{budget}"\npreload = false\n'
     common = f'path = "{path}"\ncontext_length = {CONTEXT_LENGTH}\nprefix_cache = "24MB"\n'
+    common += f'stall_timeout = "{STALL_S:g}s"\n'
     text += f'[models.{STAYS}]\n{common}pinned = true\npooling = "mean"\n'
     for name in TAKE_TURNS:
         text += f"[models.{name}]\n{common}max_queue = 200\n"
