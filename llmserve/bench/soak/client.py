@@ -23,7 +23,7 @@ async def answer(client: httpx2.AsyncClient, ask: Ask, *, deadline_s: float) -> 
     replies: list[Reply] = []
     end_s = time.perf_counter() + deadline_s
     while True:
-        reply = await _try(client, ask, end_s)
+        reply = await attempt(client, ask, end_s)
         replies.append(reply)
         crashed = reply.error == "engine_crashed"
         if reply.has_left or not (crashed or reply.status in (429, 503)):
@@ -34,7 +34,8 @@ async def answer(client: httpx2.AsyncClient, ask: Ask, *, deadline_s: float) -> 
         await asyncio.sleep(pause_s)
 
 
-async def _try(client: httpx2.AsyncClient, ask: Ask, end_s: float) -> Reply:
+async def attempt(client: httpx2.AsyncClient, ask: Ask, end_s: float) -> Reply:
+    """One try, until `end_s` on the clock of `time.perf_counter`."""
     reply = Reply(time.perf_counter())
     leave = ask.leave or Leave()
     leave_s = None if leave.after_s is None else reply.begin_s + leave.after_s

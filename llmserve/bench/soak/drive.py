@@ -68,12 +68,13 @@ class Soak:
     async def drive(self) -> None:
         async with http_client(self._server.url) as client:
             await self._calm(client)
-            await self._rest(client)
-            for number in range(self._plan.num_laps):
+        await self._rest()
+        for number in range(self._plan.num_laps):
+            async with http_client(self._server.url) as client:
                 await self._lap(client, number)
-                await self._rest(client)
-                counts = ", ".join(f"{count} {what}" for what, count in self._tally.counts.items())
-                click.echo(f"lap {number + 1} of {self._plan.num_laps}: {counts}", err=True)
+            await self._rest()
+            counts = ", ".join(f"{count} {what}" for what, count in self._tally.counts.items())
+            click.echo(f"lap {number + 1} of {self._plan.num_laps}: {counts}", err=True)
 
     async def _calm(self, client: httpx2.AsyncClient) -> None:
         """What the server answers when it has nothing else to do."""
@@ -181,17 +182,18 @@ class Soak:
 
     # -- rest -------------------------------------------------------------------------------
 
-    async def _rest(self, client: httpx2.AsyncClient) -> None:
+    async def _rest(self) -> None:
         """The same state after every lap: one model, nobody served. Then look at what is held."""
-        for model in TAKE_TURNS:
-            await self._post(client, f"/models/{model}/unload", (200, 409))
-        end_s = time.perf_counter() + _LEFT_S
-        while True:
-            now_s = time.perf_counter()
-            reading = await self.watch.read(now_s - self._begin_s, client)
-            if now_s > end_s or not (reading.num_held or reading.zombies):
-                break
-            await asyncio.sleep(0.2)
+        async with http_client(self._server.url) as client:  # the others' connections are closed
+            for model in TAKE_TURNS:
+                await self._post(client, f"/models/{model}/unload", (200, 409))
+            end_s = time.perf_counter() + _LEFT_S
+            while True:
+                now_s = time.perf_counter()
+                reading = await self.watch.read(now_s - self._begin_s, client)
+                if now_s > end_s or not (reading.num_held or reading.zombies):
+                    break
+                await asyncio.sleep(0.2)
         self._tally.readings.append(reading)
 
 

@@ -22,7 +22,6 @@ from llmserve.registry.sources import locate
 class Result(NamedTuple):
     figures: list[Figure]
     troubles: list[str]  # a line for each thing that went wrong
-    is_good: bool
     is_whole: bool  # False: it was interrupted
 
 
@@ -43,10 +42,8 @@ def run(config: Path, plan: Plan) -> Result:
     reference = Reference(path)
     judge.finish(reference)
     reference.close()
-    figures = tally.figures(judge)
     troubles = [*tally.troubles(), *judge.troubles()]
-    is_good = not troubles and all(figure.verdict != "MISSED" for figure in figures)
-    return Result(figures, troubles, is_good, is_whole)
+    return Result(tally.figures(judge), troubles, is_whole)
 
 
 @contextlib.contextmanager
