@@ -10,15 +10,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, operations, ops
+from llmserve.api.access import Keys
 from llmserve.api.docs import docs, docs_file
 from llmserve.api.hosts import HostCheck, with_cors
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.request_id import RequestIds
+from llmserve.api.request_log import RequestLog
 from llmserve.api.upload import Uploads
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
-from llmserve.registry.config import ServerConfig
 
 ROUTES = [
     Route("/inference", inference, methods=["POST"]),
@@ -61,11 +61,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.state.uploads = Uploads(gateway.config.server)
     app.state.document = Document(ROUTES, OPERATIONS)
-    return _guarded(app, gateway.config.server, on_error)
+    return _guarded(app, gateway, on_error)
 
 
-def _guarded(app: ASGIApp, server: ServerConfig, on_error: errors.LlmserveErrorHandler) -> ASGIApp:
+def _guarded(app: ASGIApp, gateway: Gateway, on_error: errors.LlmserveErrorHandler) -> ASGIApp:
     """`app` behind all that looks at a request before it; the last line is the first to look."""
-    app = with_cors(app, server)
+    server = gateway.config.server
+    app = Keys(app, gateway, on_error)
+    app = with_cors(app, server)  # browsers ask without a key what they may ask with one
     app = HostCheck(app, server, on_error)
-    return RequestIds(app)
+    return RequestLog(app, gateway.tracing, log_prompts=server.log_prompts)

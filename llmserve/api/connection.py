@@ -7,6 +7,7 @@ time limit; the body's is in `api/upload.py`, because there it can be answered l
 
 import asyncio
 import enum
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,8 @@ from llmserve.api.parser import Parser
 from llmserve.api.request_id import new_id
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
 from llmserve.registry.config import ServerConfig
+
+log = logging.getLogger("llmserve.request")
 
 LINGER_S = 2.0  # for a client to read why it was refused, while what it still sends is dropped
 LINGER_BYTES = 32 << 20
@@ -163,7 +166,11 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self._close()
             return
-        self.transport.write(_encode(error))
+        request_id = new_id()
+        # Not its message, which may quote a header.
+        fields = {"request_id": request_id.decode(), "status": error.status, "error": error.code}
+        log.info("refused: %d %s", error.status, error.code, extra={"fields": fields})
+        self.transport.write(_encode(error, request_id))
         self.transport.write_eof()
         self._is_refused = True
         self.flow.resume_reading()
@@ -195,14 +202,14 @@ class Connection(H11Protocol):
             self._stall = None
 
 
-def _encode(error: LlmserveError) -> bytes:
+def _encode(error: LlmserveError, request_id: bytes) -> bytes:
     """A whole answer, where there is no application to give it."""
     body = encode_error(error)
     lines = [
         b"HTTP/1.1 %d %s" % (error.status, HTTPStatus(error.status).phrase.encode()),
         b"content-type: application/json",
         b"content-length: %d" % len(body),
-        b"x-request-id: " + new_id(),
+        b"x-request-id: " + request_id,
         b"connection: close",
     ]
     if error.retry_after_s is not None:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve.api.errors import LlmserveErrorHandler
-from llmserve.errors import ForbiddenError
+from llmserve.errors import PermissionDeniedError
 from llmserve.registry.config import ServerConfig
 
 _HOST = re.compile(r"(?:\[([^]]*)\]|([^]\[:/?#@\s]*))(?::\d{0,5})?")
@@ -26,11 +26,11 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _MAX_NAME = 253  # characters of a name in DNS
 
 
-class HostError(ForbiddenError):
+class HostError(PermissionDeniedError):
     code = "host_not_allowed"
 
 
-class OriginError(ForbiddenError):
+class OriginError(PermissionDeniedError):
     code = "origin_not_allowed"
 
 
@@ -55,14 +55,14 @@ class HostCheck:
                     origin = value if origin is None else origin + b", " + value
             try:
                 self._check(host, origin)
-            except ForbiddenError as error:
+            except PermissionDeniedError as error:
                 response = await self._on_error(Request(scope), error)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _check_pair(self, host: bytes | None, origin: bytes | None) -> None:
-        """Raises `ForbiddenError`. Only HTTP/1.0 may leave out Host, which no browser speaks."""
+        """Raises `HostError`, `OriginError`. No browser speaks HTTP/1.0, which has no Host."""
         host_text = None if host is None else host.decode("latin-1").lower()
         if host_text is not None and not self._is_ours(_name_in(host_text)):
             raise HostError(

@@ -138,7 +138,7 @@ HUGE = [
 @pytest.mark.parametrize("value", HUGE, ids=range(len(HUGE)))
 def test_numbers_of_any_size_are_answered(service: FakeService, value: bytes) -> None:
     fields = {
-        NATIVE: ["timeout", "zzz"],
+        NATIVE: ["stream", "zzz"],
         CHAT: ["seed", "temperature", "n", "max_tokens", "user", "functions"],
         COMPLETIONS: ["prompt", "logprobs"],
         RESPONSES: ["top_p", "input"],

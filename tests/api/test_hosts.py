@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmserve.api.errors import LlmserveErrorHandler
 from llmserve.api.hosts import HostCheck, HostError, OriginError
-from llmserve.errors import ForbiddenError
+from llmserve.errors import PermissionDeniedError
 from llmserve.registry.config import ServerConfig
 from llmserve.registry.units import HostName, Origin
 from tests.serving import FakeService, fake_service, raw_request, sse_events
@@ -34,7 +34,7 @@ def check_of(**server: object) -> HostCheck:
 def allows(check: HostCheck, host: str | None, origin: str | None = None) -> bool:
     try:
         check._check(*(None if text is None else text.encode() for text in (host, origin)))
-    except ForbiddenError:
+    except PermissionDeniedError:
         return False
     return True
 
@@ -109,7 +109,7 @@ def test_the_names_that_it_listens_under(monkeypatch: pytest.MonkeyPatch) -> Non
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_header_is_answered(host: str, origin: str) -> None:
     check = check_of(allowed_hosts=(HostName("*.home.arpa"),))
-    allows(check, host, origin)  # raises nothing but ForbiddenError
+    allows(check, host, origin)  # raises nothing but PermissionDeniedError
 
 
 # -- origins -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What is no request, too much of one, or two at once."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable
 
@@ -68,8 +69,13 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("data", "status", "word"), MALFORMED, ids=range(len(MALFORMED)))
 def test_what_is_no_request_is_told_so_and_cut(
-    service: FakeService, data: bytes, status: int, word: str
+    service: FakeService,
+    caplog: pytest.LogCaptureFixture,
+    data: bytes,
+    status: int,
+    word: str,
 ) -> None:
+    caplog.set_level(logging.INFO, "llmserve.request")
     with service.connect() as connection:
         with contextlib.suppress(ConnectionError):  # it has not read everything
             connection.sendall(data)
@@ -81,6 +87,10 @@ def test_what_is_no_request_is_told_so_and_cut(
     assert len(error["message"]) < 300
     assert re.fullmatch(r"req_\w+", answer.headers["x-request-id"])
     assert answer.headers["connection"] == "close"
+    lines = [record for record in caplog.records if record.name == "llmserve.request"]
+    assert [record.fields["request_id"] for record in lines] == [  # type: ignore[attr-defined]
+        answer.headers["x-request-id"]
+    ]
     assert service.get("/health").status_code == 200
 
 
