@@ -243,6 +243,12 @@ class FakeService:
         return len(self.server.server_state.connections)
 
     @property
+    def num_waiting(self) -> int:
+        """Connections that the server waits for."""
+        assert self.server
+        return len(self.server.admission)
+
+    @property
     def num_answers(self) -> int:
         assert self.server
         return self.server.server_state.total_requests

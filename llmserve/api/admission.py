@@ -30,6 +30,9 @@ class Admission:
         self._waiting: dict[Waiting, None] = {}
         self._leaving: dict[Waiting, None] = {}
 
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._leaving)
+
     def wait(self, connection: Waiting) -> None:
         """A connection that waits already keeps its place."""
         self._waiting.setdefault(connection)

@@ -65,10 +65,10 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     def __init__(self, gateway: Gateway, listener: socket.socket) -> None:
         server = gateway.config.server
-        admission = Admission(allowed_connections(server.max_connections))
+        self.admission = Admission(allowed_connections(server.max_connections))
         config = uvicorn.Config(
             create_app(gateway),
-            http=functools.partial(Connection, admission, server),  # type: ignore[arg-type]
+            http=functools.partial(Connection, self.admission, server),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,

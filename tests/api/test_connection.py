@@ -1,6 +1,7 @@
 """Clients that keep the server waiting, over real sockets."""
 
 import contextlib
+import random
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -198,6 +199,49 @@ def test_a_normal_request_is_answered_beside_2000_idle_and_500_slow_ones() -> No
             connection.sendall(b"x")  # they are still there, and still slow
         assert service.num_connections >= len(others)
         assert service.post(ASK).status_code == 200
+
+
+PIECES = [
+    *(
+        HEALTH,
+        HEALTH[:-2],
+        raw_inference(ASK),
+        raw_inference({**ASK, "stream": True}),
+        long_answer(),
+    ),
+    *(b"\r\n", b"\x00", b"\xff" * 99, b"GET ", b"Host: localhost\r\n", b"HTTP/1.1\r\n", b"{" * 99),
+    *(
+        b"POST /inference HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"5\r\n",
+    ),
+    *(b"Content-Length: 5\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"x" * 70_000),
+]
+
+
+def test_20_clients_that_send_anything_leave_nothing_behind() -> None:
+    def visit(seed: int) -> None:
+        draw = random.Random(seed)
+        with service.connect() as connection, contextlib.suppress(ConnectionError, TimeoutError):
+            connection.settimeout(0.05)
+            for _ in range(draw.randrange(6)):
+                piece = draw.choice(PIECES)
+                connection.sendall(
+                    piece[: draw.choice([len(piece), draw.randrange(1 + len(piece))])]
+                )
+                if draw.random() < 0.3:
+                    connection.recv(draw.choice([1, 65536]))
+            if draw.random() < 0.3:
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(65536)
+
+    with fake_service(send_buffer_bytes=4096) as service:
+        with ThreadPoolExecutor(20) as threads:
+            list(threads.map(visit, range(300)))
+        assert service.post(ASK).status_code == 200
+        service.wait_idle()
+        wait_until(lambda: service.num_connections == 0)
+        assert service.num_waiting == 0
+    # fake_service checks for tasks that are left over and for errors in the log.
 
 
 # -- the end -------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmserve.access.keyring import Keyring
+from llmserve.access.keys import Key, sha256
+from llmserve.access.sources import KeySources
 from llmserve.api.errors import LlmserveErrorHandler
 from llmserve.api.hosts import HostCheck, HostError, OriginError
 from llmserve.errors import PermissionDeniedError
@@ -237,6 +240,20 @@ def test_every_page_can_be_allowed() -> None:
             response = ask(service, origin=origin)
             assert response.status_code == 200
             assert response.headers["access-control-allow-origin"] == "*"
+
+
+def test_who_may_ask_comes_before_the_key_and_preflights_need_none() -> None:
+    keys = {"alice": Key(sha256(b"sk-alice-0123456789"))}
+    keyring = Keyring(KeySources(keys), keys)
+    with fake_service(keyring=keyring, server={"allowed_origins": (Origin(PAGE),)}) as service:
+        assert ask(service, host="evil.example").status_code == 403
+        assert ask(service, origin="https://evil.example").status_code == 403
+        assert preflight(service, PAGE).status_code == 200
+        response = ask(service, origin=PAGE)
+        assert response.status_code == 401
+        assert response.headers["access-control-allow-origin"] == PAGE
+        key = "Bearer sk-alice-0123456789"
+        assert ask(service, origin=PAGE, authorization=key).status_code == 200
 
 
 def test_the_docs_ask_as_a_page_of_their_own(service: FakeService) -> None:
