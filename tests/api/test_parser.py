@@ -87,7 +87,7 @@ def test_what_is_no_request_is_told_so_and_cut(
     assert len(error["message"]) < 300
     assert re.fullmatch(r"req_\w+", answer.headers["x-request-id"])
     assert answer.headers["connection"] == "close"
-    lines = [record for record in caplog.records if record.name == "llmserve.request"]
+    lines = [record for record in caplog.records if record.msg.startswith("refused: ")]
     assert [record.fields["request_id"] for record in lines] == [  # type: ignore[attr-defined]
         answer.headers["x-request-id"]
     ]
