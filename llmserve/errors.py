@@ -38,6 +38,15 @@ the disk it writes to in `registry/hub.py`, httpx2 and the statuses of providers
 
 from typing import ClassVar
 
+_MAX_SHOWN_LEN = 400
+
+
+def harmless(text: str) -> str:
+    """Words with something of a stranger's file in them: they neither flood nor forge a log."""
+    if len(text) <= _MAX_SHOWN_LEN and text.isprintable():
+        return text
+    return ascii(text[:_MAX_SHOWN_LEN])
+
 
 class LlmserveError(Exception):
     """Base of all errors with a meaning to the caller.

@@ -148,6 +148,7 @@ def test_serve_refuses_a_model_without_its_file(tmp_path: Path) -> None:
         ("serve", "--port=70000"),
         ("serve", "--port=x"),
         ("serve", "--log-level=loud"),
+        ("serve", "--log-format=xml"),
         ("run",),
         ("run", "smollm2", "--temperature=3", "x"),
         ("run", "smollm2", "--temperature=nan", "x"),

@@ -180,6 +180,8 @@ def parse_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: arrays or tables are nested too deep") from error
 
 
 def convert_table(path: Path, where: str, raw: object, kind: type[T]) -> T:
