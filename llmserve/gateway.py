@@ -49,8 +49,6 @@ _REPLACEABLE = (UnavailableError, QueueFullError, ProviderError)
 # A wrong key or name in the config is for the operator to see, not to be covered up.
 _MISCONFIGURED = (ProviderAuthError, ProviderModelError)
 
-_MAX_TRIES = 2  # further ones, of a request whose process dies while it waits
-
 
 class Gateway:
     """The one way to a model, whatever the dialect of the request."""
@@ -179,7 +177,7 @@ class Gateway:
     async def _local(self, spec: ModelSpec, request: Request) -> EventStream:
         """As `_backend`. What waited in a process that died waits again in the next one."""
         is_started = False
-        num_tries = 0
+        retries = _Retries()
         while True:
             try:
                 async with (
@@ -195,11 +193,7 @@ class Gateway:
                             yield event
                     return
             except RequestLostError as error:
-                # Who was being prepared may be what kills the process: it has one more try.
-                num_tries += 2 if error.is_suspect else 1
-                if num_tries > _MAX_TRIES:
-                    raise
-                log.info("%s; a request that waited there is asked again", error.message)
+                retries.note(error)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
@@ -217,8 +211,13 @@ class Gateway:
     async def _embed(self, spec: ModelSpec, request: EmbeddingRequest) -> Embeddings:
         if spec.remote:
             return await self.remotes.model(spec).embed(request)
-        async with self.pool.lease(spec) as engine:
-            return await engine.embed(request)
+        retries = _Retries()
+        while True:
+            try:
+                async with self.pool.lease(spec) as engine:
+                    return await engine.embed(request)
+            except RequestLostError as error:
+                retries.note(error)
 
     @asynccontextmanager
     async def engine(self, model: str | None) -> AsyncIterator[Facade]:
@@ -277,6 +276,22 @@ class Gateway:
             raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
+class _Retries:
+    """Those of one request whose process dies while it waits there: two, but only one if it may
+    itself be what kills it.
+    """
+
+    def __init__(self) -> None:
+        self._num_left = 2
+
+    def note(self, error: RequestLostError) -> None:
+        """Raises `error` if there is none left."""
+        self._num_left -= 2 if error.is_suspect else 1
+        if self._num_left < 0:
+            raise error
+        log.info("%s; a request that waited there is asked again", error.message)
+
+
 def _load_anew(old: Config) -> Config:
     """The config as it is now. Raises `ConfigError`, also for a new model without its file."""
     new = load_config(old.path)
@@ -287,17 +302,20 @@ def _load_anew(old: Config) -> Config:
     return new
 
 
-def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
+def build_gateway(
+    config: Config, environment: Mapping[str, str], *, first: ModelSpec | None = None
+) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
-    `environment` has the keys of remote providers.
+    `environment` has the keys of remote providers. `first` is a model that is going to be loaded
+    at once: its process starts now, and does its imports while the server does its own.
     """
     metrics = Metrics()
     server = config.server
     isolated = server.isolation == "process"
     loader = EngineLoader(
         metrics,
-        ProcessOpener(log.getEffectiveLevel) if isolated else ThreadOpener(),
+        _process_opener(first) if isolated else ThreadOpener(),
         auto_download=server.auto_download,
         prefix_cache_dir=server.prefix_cache_dir,
         prefix_cache_disk_bytes=server.prefix_cache_disk,
@@ -311,3 +329,10 @@ def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
         count_crash=metrics.count_crash,
     )
     return Gateway(config, pool, Remotes(environment, metrics), metrics)
+
+
+def _process_opener(first: ModelSpec | None) -> ProcessOpener:
+    opener = ProcessOpener(log.getEffectiveLevel)
+    if first and not first.remote:
+        opener.start(first.name)
+    return opener

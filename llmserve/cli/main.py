@@ -75,7 +75,6 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
       llmserve serve --config my-models.toml
     """
     # Here, not above: `llmserve --help` need not import a web server.
-    from llmserve.api.server import serve as run_server
     from llmserve.gateway import build_gateway
 
     _log_to_stderr(log_level)
@@ -84,7 +83,12 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     check_files(config.models)  # a missing file is told now, not to the first request
     _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
-    run_server(build_gateway(msgspec.structs.replace(config, server=server), os.environ))
+    config = msgspec.structs.replace(config, server=server)
+    first = config.default if server.preload else None
+    gateway = build_gateway(config, os.environ, first=first)
+    from llmserve.api.server import serve as run_server  # takes a while, as the first model does
+
+    run_server(gateway)
 
 
 def _warn_of_missing_keys(config: Config) -> None:
@@ -156,7 +160,7 @@ def run(
 async def _print_answer(config: Config, request: Request) -> None:
     from llmserve.gateway import build_gateway
 
-    gateway = build_gateway(config, os.environ)
+    gateway = build_gateway(config, os.environ, first=config.names.get(request.model or ""))
     is_thinking = False
     try:
         async with contextlib.aclosing(gateway.generate(request)) as events:
