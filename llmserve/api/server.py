@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from llmserve.access.exposure import check_exposure
 from llmserve.api.app import create_app
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
@@ -24,10 +25,18 @@ _FLUSH_S = 2  # for the last bytes of cancelled answers
 _BACKLOG = 2048  # connections that the kernel holds for us; uvicorn's default
 
 
-def serve(gateway: Gateway) -> None:
-    """Run until a signal ends the server. Raises `ConfigError` if the address is not free."""
+def serve(gateway: Gateway, *, insecure_no_auth: bool = False) -> None:
+    """Run until a signal ends the server.
+
+    Raises `ConfigError` if the address is not free, or is open to others and no key is asked for.
+    """
     server = gateway.config.server
     with listen(server.host, server.port) as listener:
+        check_exposure(  # of the address itself: what a name or "" means only the system knows
+            listener.getsockname()[0],
+            has_keys=not gateway.keyring.is_open,
+            is_insecure_meant=insecure_no_auth,
+        )
         Server(gateway, listener).run()
 
 
@@ -88,6 +97,8 @@ class Server(uvicorn.Server):
     def _on_signal(self) -> None:
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
+            # Not at the task's end: the second signal may cancel it before it begins.
+            self._ending.add_done_callback(self._on_ended)
         elif not self._ending.cancel():  # it has ended: only uvicorn still waits
             self.force_exit = True
 
@@ -106,7 +117,9 @@ class Server(uvicorn.Server):
         try:
             await self._gateway.drain(grace_s)
         finally:
-            try:
-                await self._gateway.close()
-            finally:
-                self.should_exit = True
+            await self._gateway.close()
+
+    def _on_ended(self, ending: asyncio.Task[None]) -> None:
+        self.should_exit = True
+        if not ending.cancelled() and (error := ending.exception()):
+            log.error("the shutdown failed", exc_info=error)

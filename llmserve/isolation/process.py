@@ -1,6 +1,7 @@
 """A child process, from its greeting to its end. Lives on the event loop."""
 
 import asyncio
+import contextvars
 import logging
 import signal
 import socket
@@ -52,7 +53,10 @@ class ChildProcess:
         )
         self._stderr = _Lines(name)
         self._process = spawned.process
-        self._life = asyncio.create_task(self._live(spawned.socket), name=f"child-{name}")
+        # It outlives the request that wanted the model, and its lines are not about that one.
+        self._life = asyncio.create_task(
+            self._live(spawned.socket), name=f"child-{name}", context=contextvars.Context()
+        )
 
     @property
     def pid(self) -> int:
@@ -119,8 +123,9 @@ class ChildProcess:
             case Hello(machine):
                 if not self._machine.done():
                     self._machine.set_result(machine)
-            case LogRecord(logger, level, text):
-                logging.getLogger(logger).log(level, "%s: %s", self.name, text)
+            case LogRecord(logger, level, text, exception):
+                extra = {"fields": {"exception": exception}} if exception else None
+                logging.getLogger(logger).log(level, "%s: %s", self.name, text, extra=extra)
             case _:
                 self.on_message(message)
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 
 class Spawned(NamedTuple):
@@ -33,12 +36,17 @@ def spawn(name: str, library: str) -> Spawned:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 pass_fds=(fd,),
-                env={**os.environ, "PYTHONPATH": path},
+                env=_environment() | {"PYTHONPATH": path},
             )
     except BaseException:
         ours.close()
         raise
     return Spawned(process, ours)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without secrets: what reads the files of others needs none."""
+    return {k: v for k, v in os.environ.items() if not _SECRET.search(k)}
 
 
 @contextlib.contextmanager

@@ -289,12 +289,12 @@ async def test_a_bug_in_the_worker_is_as_a_crash(
         with pytest.raises(EngineCrashedError, match="ended with exit code 70"):
             await collect(engine.generate(completion("a", 20)))
     assert "fake: the worker failed" in caplog.text
-    assert "a bug in the worker" in caplog.text, "with its traceback"
+    (record,) = [each for each in caplog.records if each.message == "fake: the worker failed"]
+    assert "ZeroDivisionError" in record.__dict__["fields"]["exception"]
 
 
 async def test_a_child_that_stalls_is_killed(tmp_path: Path) -> None:
     async with child(tmp_path, patience_s=0.5) as engine:
-        assert isinstance((await collect(engine.generate(completion("x"))))[-1], Finished)
         os.kill(engine.pid, signal.SIGSTOP)
         with pytest.raises(
             EngineCrashedError, match=r"no sign of life for 0.5 s \(stall_timeout\)"
