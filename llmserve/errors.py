@@ -2,11 +2,14 @@
 
     LlmserveError
     ├── InvalidRequestError      400  the request is wrong; `param` names the field
+    ├── AuthenticationError      401  no API key, or not one of ours
+    ├── PermissionDeniedError    403  the key may not do this
     ├── ModelNotFoundError       404  no such model; the message lists those that exist
     ├── TooLargeError            413  body over the cap, or prompt longer than the context
     ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
     ├── QueueFullError           429  no place in the queue, or not one that would do
     │   └── ProviderLimitError        the same at a remote provider, in its words
+    ├── RateLimitError           429  the API key is over one of its limits
     ├── UnavailableError         503  (family) try again later
     │   ├── ModelLoadingError         the model is still being loaded
     │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
@@ -72,6 +75,18 @@ class InvalidRequestError(LlmserveError):
     code = "invalid_request"
 
 
+class AuthenticationError(LlmserveError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(LlmserveError):
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
 class ModelNotFoundError(LlmserveError):
     status = 404
     type = "not_found_error"
@@ -98,6 +113,12 @@ class QueueFullError(LlmserveError):
 
 class ProviderLimitError(QueueFullError):
     code = "provider_limit"
+
+
+class RateLimitError(LlmserveError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(LlmserveError):

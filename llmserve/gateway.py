@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llmserve.access.keyring import Keyring
+from llmserve.access.keys import Key
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
 from llmserve.engine.facade import Facade
 from llmserve.errors import (
@@ -67,9 +69,12 @@ class Gateway:
         pool: Pool,
         remotes: Remotes,
         metrics: Metrics,
+        *,
+        keyring: Keyring | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self.config = config
+        self.keyring = keyring or Keyring()
         self.metrics = metrics
         self.tracing = tracing
         self.pool = pool
@@ -107,13 +112,15 @@ class Gateway:
         return self.metrics.render()
 
     async def reload(self) -> ConfigChange:
-        """Read the config file again. Raises `ConfigError`, and then nothing has changed.
+        """Read the config file and that of the keys again. Raises `ConfigError`, and then nothing
+        has changed.
 
         Models that were removed or changed finish their requests first. `[server]` stays.
         """
         old = self.config
-        new = await asyncio.to_thread(_load_anew, old)
+        new, keys = await asyncio.to_thread(_load_anew, old, self.keyring)
         self.config = msgspec.structs.replace(new, server=old.server)
+        self.keyring.replace(keys)
         self.pool.retain(new.models)
         await self.remotes.retain(new.models)
         change = compare(old, new)
@@ -301,22 +308,29 @@ class Gateway:
             raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
-def _load_anew(old: Config) -> Config:
-    """The config as it is now. Raises `ConfigError`, also for a new model without its file."""
+def _load_anew(old: Config, keyring: Keyring) -> tuple[Config, dict[str, Key]]:
+    """The config and the keys as they are now.
+
+    Raises `ConfigError`, also for a new model without its file.
+    """
     new = load_config(old.path)
     try:
         check_files(spec for spec in new.models if spec not in old.models)
     except ModelFileError as error:
         raise ConfigError(f"{new.path}: {error.message}") from error
-    return new
+    return new, keyring.sources.read(new.names)
 
 
 def build_gateway(
-    config: Config, environment: Mapping[str, str], tracing: "Tracing | None" = None
+    config: Config,
+    environment: Mapping[str, str],
+    *,
+    keyring: Keyring | None = None,
+    tracing: "Tracing | None" = None,
 ) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
-    `environment` has the keys of remote providers.
+    `environment` has the keys of remote providers, `keyring` those of who may ask.
     """
     metrics = Metrics()
     server = config.server
@@ -336,4 +350,11 @@ def build_gateway(
         give_back=(lambda: None) if isolated else give_back,
         count_crash=metrics.count_crash,
     )
-    return Gateway(config, pool, Remotes(environment, metrics), metrics, tracing)
+    return Gateway(
+        config,
+        pool,
+        Remotes(environment, metrics),
+        metrics,
+        keyring=keyring,
+        tracing=tracing,
+    )

@@ -116,6 +116,18 @@ class Metrics:
             registry=registry,
         )
 
+        self.key_requests = Counter(
+            "llmserve_key_requests",
+            "Requests by the name of their API key (none: refused) and the status of the answer",
+            ("key", "status"),
+            registry=registry,
+        )
+        self.key_tokens = Counter(
+            "llmserve_key_tokens",
+            "Tokens of prompts and answers by the name of the API key",
+            ("key",),
+            registry=registry,
+        )
         self.crashes = Counter(
             "llmserve_engine_crashes",
             "Processes of models that died, also while loading",

@@ -20,6 +20,7 @@ import httpx2
 import msgspec
 
 import llmserve
+from llmserve.access.keyring import Keyring
 from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
@@ -114,6 +115,7 @@ class FakeService:
     load_gate: threading.Event  # loads wait for it
     load_error: Exception | None
     environment: Mapping[str, str]  # keys of providers
+    keyring: Keyring | None
     bounds: Bounds | None  # of remote answers
     tracing: Tracing | None
     metrics: Metrics = field(default_factory=Metrics)
@@ -130,7 +132,14 @@ class FakeService:
             self, budget_bytes=lambda resident: 1 << 30, load_wait_s=self.config.server.load_wait_s
         )
         remotes = Remotes(self.environment, self.metrics, self.bounds)
-        self.gateway = Gateway(self.config, pool, remotes, self.metrics, self.tracing)
+        self.gateway = Gateway(
+            self.config,
+            pool,
+            remotes,
+            self.metrics,
+            keyring=self.keyring,
+            tracing=self.tracing,
+        )
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
@@ -234,6 +243,7 @@ def fake_service(
     loaded: bool = True,
     load_error: Exception | None = None,
     environment: Mapping[str, str] | None = None,
+    keyring: Keyring | None = None,
     bounds: Bounds | None = None,
     tracing: Tracing | None = None,
     send_buffer_bytes: int | None = None,
@@ -251,6 +261,7 @@ def fake_service(
         load_gate=threading.Event(),
         load_error=load_error,
         environment=environment or {},
+        keyring=keyring,
         bounds=bounds,
         tracing=tracing,
     )

@@ -17,11 +17,18 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.api.body import BodyTooLargeError
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
-from llmserve.errors import LlmserveError
+from llmserve.errors import (
+    AuthenticationError,
+    LlmserveError,
+    PermissionDeniedError,
+    RateLimitError,
+)
 from llmserve.telemetry.record import DISCONNECTED, note_error
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
+# Raised before the body was read, all of it or any.
+_EARLY = (BodyTooLargeError, AuthenticationError, PermissionDeniedError, RateLimitError)
 
 
 class Description(NamedTuple):
@@ -61,7 +68,9 @@ class LlmserveErrorHandler:
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
-        kind = _LastResponse if isinstance(error, BodyTooLargeError) else Response
+        if isinstance(error, AuthenticationError):
+            headers["www-authenticate"] = 'Bearer realm="llmserve"'
+        kind = _LastResponse if isinstance(error, _EARLY) and _has_body(request) else Response
         describe_error = self._describe_for(request.scope["path"])
         status = describe_error(error).status
         return kind(encode_error(error, describe_error), status, headers, "application/json")
@@ -92,6 +101,11 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything we did not foresee; starlette raises it again after this answer, for the log."""
     return Response(encode_error(error), 500, None, "application/json")
+
+
+def _has_body(request: Request) -> bool:
+    headers = request.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 class _LastResponse(Response):

@@ -1,12 +1,9 @@
-"""Around the whole application: the id, the log line and the span of every request.
-
-`x-request-id` is on every answer, for the one who reads a log to say which request it was.
+"""Around the whole application, so that answers to bugs count too: every request's `x-request-id`,
+log line and span.
 """
 
 import contextlib
 import logging
-import re
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmserve.api.request_id import given_id, new_id
 from llmserve.errors import LlmserveError
 from llmserve.telemetry.record import RequestRecord, note_error, set_current
 
@@ -22,14 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmserve.request")
 
-_USABLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: told at debug, not traced
 _MAX_PATH_LEN = 200
 
 
 class RequestLog:
-    """A proxy's own id is kept, if it is harmless to repeat."""
-
     def __init__(self, app: ASGIApp, tracing: "Tracing | None", *, log_prompts: bool) -> None:
         self._app = app
         self._tracing = tracing
@@ -39,7 +34,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _given_id(scope) or b"req_" + secrets.token_hex(16).encode()
+        request_id = given_id(scope) or new_id()
         record = RequestRecord(request_id.decode(), keeps_text=self._log_prompts)
         set_current(record)  # not undone: uvicorn logs our bugs, and the task ends with the request
         begin_s = time.monotonic()
@@ -89,13 +84,6 @@ def _tell(scope: Scope, record: RequestRecord, status: int, total_s: float) -> N
         "total_s": round(total_s, 4),
     }
     log.log(level, "%s %s %s", method, path, status or record.error, extra={"fields": fields})
-
-
-def _given_id(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _USABLE.fullmatch(value):
-            return bytes(value)
-    return None
 
 
 def _trace_headers(scope: Scope) -> Iterator[tuple[str, str]]:

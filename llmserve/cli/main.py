@@ -12,8 +12,11 @@ import click
 import msgspec
 
 from llmserve import __version__
+from llmserve.access.keyring import Keyring
+from llmserve.access.sources import VARIABLE, find_sources
 from llmserve.cli import table
 from llmserve.cli.check import check
+from llmserve.cli.keys import keys
 from llmserve.cli.options import config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
@@ -48,11 +51,13 @@ def cli() -> None:
       llmserve pull qwen                          download a model of models.toml
       llmserve run smollm2 "Say hello."           answer in the terminal, without a server
       llmserve check big                          test a remote provider
+      llmserve keys new alice --add keys.toml     make an API key
     """
 
 
 cli.add_command(pull)
 cli.add_command(check)
+cli.add_command(keys)
 
 
 @cli.command()
@@ -76,6 +81,11 @@ cli.add_command(check)
 @click.option(
     "--log-prompts", is_flag=True, help="Log prompts and answers, which is never done else."
 )
+@click.option(
+    "--insecure-no-auth",
+    is_flag=True,
+    help="Listen to other machines without an API key: whoever can reach it may use it.",
+)
 def serve(
     host: str | None,
     port: int | None,
@@ -83,14 +93,15 @@ def serve(
     log_level: str,
     log_format: Literal["auto", "json", "text"],
     log_prompts: bool,
+    insecure_no_auth: bool,
 ) -> None:
     """Start the server; Ctrl-C ends it once running requests are done.
 
     \b
     Examples:
       llmserve serve
-      llmserve serve --host 0.0.0.0 --port 9000
       llmserve serve --config my-models.toml
+      LLMSERVE_API_KEYS=... llmserve serve --host 0.0.0.0 --port 9000
     """
     # Here, not above: `llmserve --help` need not import a web server.
     from llmserve.api.server import serve as run_server
@@ -106,12 +117,23 @@ def serve(
     _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
     config = msgspec.structs.replace(config, server=server)
+    keyring = _keyring(config)
     export = start_export(os.environ)
     try:
-        run_server(build_gateway(config, os.environ, export.tracing if export else None))
+        gateway = build_gateway(
+            config, os.environ, keyring=keyring, tracing=export.tracing if export else None
+        )
+        run_server(gateway, insecure_no_auth=insecure_no_auth)
     finally:
         if export:
             export.close()
+
+
+def _keyring(config: Config) -> Keyring:
+    """The API keys of who may ask. Raises `ConfigError`."""
+    sources = find_sources(config.server, os.environ)
+    os.environ.pop(config.server.api_keys_env or VARIABLE, None)  # no child process needs it
+    return Keyring(sources, sources.read(config.names))
 
 
 def _warn_of_missing_keys(config: Config) -> None:

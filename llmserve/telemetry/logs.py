@@ -4,27 +4,23 @@
   `extra={"fields": {...}}`.
 - A line that a request caused has its id.
 - One line stays one line, and none has control characters: JSON escapes them, text does here.
-- What an exception says may quote the request, so within one only its type and place are told.
+- What an exception says may quote the request; see `outline`.
 """
 
 import logging
 import re
 import sys
-import traceback
-from collections.abc import Iterator
 from typing import Literal, TextIO, TypeAlias
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from llmserve.telemetry.outline import outline
 from llmserve.telemetry.record import MAX_TEXT_LEN, current_record
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 
-# They log the exceptions of whatever they run, at times when no request is current.
-_RUNNERS = ("asyncio", "uvicorn.error")
 _HEAD = ("timestamp", "level", "logger", "event")
-_MAX_TRACE_LEN = 8000
 # C0, DEL and C1; what ends a line or turns it around in Unicode; halves of surrogate pairs.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -85,29 +81,9 @@ def _add_facts(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
 
 def _tell_exception(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     exc_info = event.pop("exc_info", None)
-    error = exc_info[1] if isinstance(exc_info, tuple) else None
-    if error is not None:
-        record = current_record()
-        may_quote = record is not None or event["logger"] in _RUNNERS
-        is_told = not may_quote or bool(record and record.keeps_text)
-        event["exception"] = "".join(_outline(error, is_told=is_told))[-_MAX_TRACE_LEN:]
+    if isinstance(exc_info, tuple) and exc_info[1]:
+        event["exception"] = outline(exc_info[1], event["logger"])
     return event
-
-
-def _outline(error: BaseException, *, is_told: bool, depth: int = 0) -> Iterator[str]:
-    """A traceback as Python's, the cause first; what the exceptions say only if `is_told`."""
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if cause is not None and depth < 8:
-        yield from _outline(cause, is_told=is_told, depth=depth + 1)
-        yield "\n\nwhich led to:\n\n"
-    yield "Traceback (most recent call last):\n"
-    yield from traceback.format_tb(error.__traceback__)
-    words = str(error) if is_told else "(not logged: it may quote the request)"
-    yield f"{type(error).__module__}.{type(error).__qualname__}: {words}"
-    if isinstance(error, BaseExceptionGroup) and depth < 8:
-        for each in error.exceptions:
-            yield "\n\none of them:\n\n"
-            yield from _outline(each, is_told=is_told, depth=depth + 1)
 
 
 def _cut(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:

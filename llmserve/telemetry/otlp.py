@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import Tracing
@@ -35,7 +36,7 @@ def start_export(environment: Mapping[str, str]) -> Export | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        log.warning("no traces: %s; install llmserve[otel]", error)
+        log.warning("no traces: %s; run scripts/setup --with otel", error)
         return None
     from llmserve.telemetry.tracing import Tracing
 
@@ -44,7 +45,8 @@ def start_export(environment: Mapping[str, str]) -> Export | None:
         resource = resource.merge(Resource({SERVICE_NAME: "llmserve"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    log.info("traces go to %s", _first(environment, _ENDPOINTS))
+    endpoint = urlsplit(_first(environment, _ENDPOINTS) or "")
+    log.info("traces go to %s", endpoint.hostname)  # the rest can have a password
     return Export(Tracing(provider), lambda: _close(provider.shutdown))
 
 

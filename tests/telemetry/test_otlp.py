@@ -81,7 +81,7 @@ def collector() -> Iterator[Collector]:
 
 def test_a_real_server(tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
-    path.write_text(EMBEDDED)
+    path.write_text("[server]\npreload = false\n" + EMBEDDED)
     with collector() as receiver:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
@@ -107,6 +107,12 @@ def test_a_real_server(tmp_path: Path) -> None:
     assert [line["status"] for line in told if line["logger"] == "llmserve.request"] == [
         200, 200, 400,
     ]  # fmt: skip
+    first = told[0]["request_id"]
+    (loading,) = [line for line in lines if line["event"].startswith("loading smollm2")]
+    assert loading["request_id"] == first, "it was loaded for that one"
+    native = [line for line in lines if line["logger"] == "llmserve.engine.llama"]
+    assert native
+    assert not any("request_id" in line for line in native), "its process serves others too"
     log = "".join(process.log)
     assert "trace_id" in log
     assert CANARY not in log
@@ -149,7 +155,7 @@ def test_the_extra_may_be_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     assert start_export(ENDPOINT) is None
-    assert "install llmserve[otel]" in caplog.text
+    assert "scripts/setup --with otel" in caplog.text
 
 
 def test_the_service_can_have_another_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
+from llmserve.core import EventStream
 from llmserve.engine.runtime import EmbeddingLimits
+from llmserve.gateway import Gateway
 from llmserve.telemetry.tracing import Tracing
 from tests.api.openai.helpers import chat, completion
 from tests.remote import hostile as h
@@ -248,6 +250,21 @@ def test_no_span_has_words(service: FakeService, spans: Spans) -> None:
     told = "".join(span.to_json() for span in spans.wait(8))
     assert "first_token" in told
     assert CANARY not in told
+
+
+def test_nor_has_that_of_a_bug(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(self: Gateway, *arguments: object) -> EventStream:
+        raise RuntimeError(CANARY)
+
+    monkeypatch.setattr(Gateway, "_answer", break_down)
+    spans.clear()
+    with fake_service(tracing=spans.tracing) as service:
+        service.num_expected_errors = 1
+        assert service.post({"prompt": "x"}).status_code == 500
+        for span in spans.wait():
+            assert attributes(span)["error.type"] == "internal_error"
+            assert span.status.status_code is StatusCode.ERROR
+            assert CANARY not in span.to_json()
 
 
 # -- providers -----------------------------------------------------------------------------------
