@@ -2,11 +2,14 @@
 
     LlmserveError
     ├── InvalidRequestError      400  the request is wrong; `param` names the field
+    ├── AuthenticationError      401  no API key, or not one of ours
+    ├── PermissionDeniedError    403  the key may not do this
     ├── ModelNotFoundError       404  no such model; the message lists those that exist
     ├── TooLargeError            413  body over the cap, or prompt longer than the context
     ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
     ├── QueueFullError           429  no place in the queue, or not one that would do
     │   └── ProviderLimitError        the same at a remote provider, in its words
+    ├── RateLimitError           429  the API key is over one of its limits
     ├── UnavailableError         503  (family) try again later
     │   ├── ModelLoadingError         the model is still being loaded
     │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
@@ -35,6 +38,15 @@ the disk it writes to in `registry/hub.py`, httpx2 and the statuses of providers
 
 from typing import ClassVar
 
+_MAX_SHOWN_LEN = 400
+
+
+def harmless(text: str) -> str:
+    """Words with something of a stranger's file in them: they neither flood nor forge a log."""
+    if len(text) <= _MAX_SHOWN_LEN and text.isprintable():
+        return text
+    return ascii(text[:_MAX_SHOWN_LEN])
+
 
 class LlmserveError(Exception):
     """Base of all errors with a meaning to the caller.
@@ -52,6 +64,7 @@ class LlmserveError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.log_message = message  # without the words of others, which may quote a request
         self.param = param
         self.retry_after_s = retry_after_s
 
@@ -60,6 +73,18 @@ class InvalidRequestError(LlmserveError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class AuthenticationError(LlmserveError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(LlmserveError):
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
 
 
 class ModelNotFoundError(LlmserveError):
@@ -88,6 +113,12 @@ class QueueFullError(LlmserveError):
 
 class ProviderLimitError(QueueFullError):
     code = "provider_limit"
+
+
+class RateLimitError(LlmserveError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(LlmserveError):

@@ -20,6 +20,7 @@ import httpx2
 import msgspec
 
 import llmserve
+from llmserve.access.keyring import Keyring
 from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
@@ -32,6 +33,7 @@ from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.tracing import Tracing
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 
 T = TypeVar("T")
@@ -113,7 +115,9 @@ class FakeService:
     load_gate: threading.Event  # loads wait for it
     load_error: Exception | None
     environment: Mapping[str, str]  # keys of providers
+    keyring: Keyring | None
     bounds: Bounds | None  # of remote answers
+    tracing: Tracing | None
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
@@ -128,7 +132,14 @@ class FakeService:
             self, budget_bytes=lambda resident: 1 << 30, load_wait_s=self.config.server.load_wait_s
         )
         remotes = Remotes(self.environment, self.metrics, self.bounds)
-        self.gateway = Gateway(self.config, pool, remotes, self.metrics)
+        self.gateway = Gateway(
+            self.config,
+            pool,
+            remotes,
+            self.metrics,
+            keyring=self.keyring,
+            tracing=self.tracing,
+        )
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
@@ -232,7 +243,9 @@ def fake_service(
     loaded: bool = True,
     load_error: Exception | None = None,
     environment: Mapping[str, str] | None = None,
+    keyring: Keyring | None = None,
     bounds: Bounds | None = None,
+    tracing: Tracing | None = None,
     send_buffer_bytes: int | None = None,
     **runtime_options: Any,
 ) -> Iterator[FakeService]:
@@ -248,7 +261,9 @@ def fake_service(
         load_gate=threading.Event(),
         load_error=load_error,
         environment=environment or {},
+        keyring=keyring,
         bounds=bounds,
+        tracing=tracing,
     )
     listener = listen("127.0.0.1", 0)
     if send_buffer_bytes:
@@ -320,7 +335,7 @@ class ServerProcess:
 
     def _find_address(self) -> bool:
         assert self._process.poll() is None, "".join(self.log)
-        found = re.search(r"listening on (http://\S+)", "".join(self.log))
+        found = re.search(r'listening on (http:[^\s"]+)', "".join(self.log))
         self.base_url = found[1] if found else ""
         return bool(found)
 

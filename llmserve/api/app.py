@@ -10,10 +10,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, operations, ops
+from llmserve.api.access import Keys
 from llmserve.api.docs import docs, docs_file
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.request_id import RequestIds
+from llmserve.api.request_log import RequestLog
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -43,11 +44,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         yield
         await gateway.close()
 
+    on_error = errors.LlmserveErrorHandler(openai.DESCRIBES)
     app = Starlette(
         routes=ROUTES,
         lifespan=lifespan,
         exception_handlers={
-            LlmserveError: errors.LlmserveErrorHandler(openai.DESCRIBES),
+            LlmserveError: on_error,
             HTTPException: errors.on_http_exception,
             ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,
@@ -56,4 +58,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
     app.state.document = Document(ROUTES, OPERATIONS)
-    return RequestIds(app)
+    guarded = Keys(app, gateway, on_error)
+    return RequestLog(guarded, gateway.tracing, log_prompts=gateway.config.server.log_prompts)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer, sse_event
 from llmserve.api.body import decode_body, read_body
+from llmserve.api.caller import caller_of
 from llmserve.api.merge import merge
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.native import (
@@ -33,7 +34,7 @@ async def inference(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server
     wire = decode_body(await read_body(request, server.max_body_bytes), InferenceRequest)
-    events = gateway.generate(to_core(wire))
+    events = caller_of(request).generate(to_core(wire))
     if wire.stream:
         return StreamedAnswer(events, StreamEncoder().encode, keep_alive_s=server.keep_alive_s)
     return FoldedAnswer(merge([events]), render_details if wire.details else render_text)

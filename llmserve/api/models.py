@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.api.body import json_response
+from llmserve.api.caller import caller_of
 from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
 from llmserve.gateway import Gateway
 from llmserve.pool.budget import process_bytes
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     body = ModelList(
-        models=[_status(gateway, spec) for spec in gateway.config.models],
+        models=[_status(gateway, spec) for spec in caller_of(request).models],
         memory_budget=gateway.pool.budget_bytes,
         memory_used=gateway.pool.resident_bytes,
     )

@@ -20,4 +20,4 @@ class Operation(Struct, frozen=True, kw_only=True):
     answer: Any
     events: tuple[Any, ...] = ()  # of a stream, which is given if the body's `stream` is true
     items: dict[str, tuple[Any, ...]] = {}  # of arrays of the body that are decoded one by one
-    errors: tuple[int, ...] = ()  # beside 500
+    errors: tuple[int, ...] = ()  # beside 500 and those of API keys

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from llmserve.access.exposure import check_exposure
 from llmserve.api.app import create_app
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
@@ -24,10 +25,18 @@ _FLUSH_S = 2  # for the last bytes of cancelled answers
 _BACKLOG = 2048  # connections that the kernel holds for us; uvicorn's default
 
 
-def serve(gateway: Gateway) -> None:
-    """Run until a signal ends the server. Raises `ConfigError` if the address is not free."""
+def serve(gateway: Gateway, *, insecure_no_auth: bool = False) -> None:
+    """Run until a signal ends the server.
+
+    Raises `ConfigError` if the address is not free, or is open to others and no key is asked for.
+    """
     server = gateway.config.server
     with listen(server.host, server.port) as listener:
+        check_exposure(  # of the address itself: what a name or "" means only the system knows
+            listener.getsockname()[0],
+            has_keys=not gateway.keyring.is_open,
+            is_insecure_meant=insecure_no_auth,
+        )
         Server(gateway, listener).run()
 
 

@@ -45,7 +45,7 @@ from llmserve.engine.runtime import (
 )
 from llmserve.engine.runtime import LlamaParams as LlamaParams
 from llmserve.engine.vocabulary import TokenBound, measure
-from llmserve.errors import EngineError, ModelFileError
+from llmserve.errors import EngineError, ModelFileError, harmless
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -275,7 +275,7 @@ def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p
         )
     model = lib.llama_model_load_from_file(os.fsencode(path), wanted)
     if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot load it: {failure_reason()}")
+        raise ModelFileError(f"{path}: llama.cpp cannot load it: {harmless(failure_reason())}")
     return model
 
 

@@ -48,6 +48,8 @@ from llmserve.isolation.messages import (
     Tokens,
     Vectors,
 )
+from llmserve.telemetry.outline import outline
+from llmserve.telemetry.record import RequestRecord, set_current
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +179,7 @@ class Child:
 
     async def _answer(self, question: Question) -> None:
         assert self._engine, "asked before it was ready"
+        set_current(RequestRecord(""))  # so that `outline` knows what bugs may quote
         try:
             await self._work(self._engine, question)
         except Exception as error:
@@ -220,6 +223,10 @@ def _bug(error: Exception) -> Fault:
     return Fault(LlmserveError.__name__, f"{type(error).__name__}: {error}")
 
 
+def _utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
 class _ToServer(logging.Handler):
     """Records go to the server, from any thread."""
 
@@ -229,8 +236,10 @@ class _ToServer(logging.Handler):
         self._loop = loop
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)[:_MAX_LOG_LEN].encode(errors="replace").decode()
-        message = LogRecord(record.name, record.levelno, text)
+        error = record.exc_info[1] if record.exc_info else None
+        exception = outline(error, record.name) if error else ""
+        text = record.getMessage()[:_MAX_LOG_LEN]
+        message = LogRecord(record.name, record.levelno, _utf8(text), _utf8(exception))
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._child.send, message)
 

@@ -170,6 +170,7 @@ class LogRecord(Struct, frozen=True, tag=True):
     logger: str
     level: int
     text: str
+    exception: str = ""
 
 
 Answer = Tokens | Text | Vectors | Failure  # the last word about a request that is no generation

@@ -4,6 +4,7 @@ thread that starts it: the child ends with this thread.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import signal
@@ -62,7 +63,10 @@ class ChildProcess:
             except BaseException:
                 ours.close()
                 raise
-        self._life = asyncio.create_task(self._live(ours), name=f"child-{name}")
+        # It outlives the request that wanted the model, and its lines are not about that one.
+        self._life = asyncio.create_task(
+            self._live(ours), name=f"child-{name}", context=contextvars.Context()
+        )
 
     @property
     def pid(self) -> int:
@@ -129,8 +133,9 @@ class ChildProcess:
             case Hello(machine):
                 if not self._machine.done():
                     self._machine.set_result(machine)
-            case LogRecord(logger, level, text):
-                logging.getLogger(logger).log(level, "%s: %s", self.name, text)
+            case LogRecord(logger, level, text, exception):
+                extra = {"fields": {"exception": exception}} if exception else None
+                logging.getLogger(logger).log(level, "%s: %s", self.name, text, extra=extra)
             case _:
                 self.on_message(message)
 

@@ -11,6 +11,7 @@ Invariants (`check_integrity`):
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import logging
 import time
@@ -361,7 +362,9 @@ class Pool:
             del self._models[model.spec]
         elif model.state is State.READY and model.keep_alive_s and not model.idle_timer:
             loop = asyncio.get_running_loop()
-            model.idle_timer = loop.call_later(model.keep_alive_s, self._on_idle, model)
+            model.idle_timer = loop.call_later(
+                model.keep_alive_s, self._on_idle, model, context=contextvars.Context()
+            )
 
     def _on_idle(self, model: Model) -> None:
         model.idle_timer = None

@@ -47,7 +47,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache_dir: Path | None = None  # prefixes outlive the server there; None: they do not
     prefix_cache_disk: Size = Size(4 << 30)  # bytes of each model there
     isolation: Isolation = "process"  # where models live: a process for each, or threads of ours
+    log_prompts: bool = False  # whether prompts and answers are logged, their first 2000 characters
     auto_download: bool = False  # whether a request may start the download of its model
+    api_keys_env: Text | None = None  # a variable with keys; None: LLMSERVE_API_KEYS, if it is set
+    api_keys_file: Path | None = None  # a file with hashes of keys
 
 
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,15 +155,15 @@ class _File(Struct, forbid_unknown_fields=True):
 def load_config(path: Path) -> Config:
     """Read and validate `path`. Raises `ConfigError`."""
     path = path.absolute()
-    raw = _parse(path)
+    raw = parse_toml(path)
     server = raw.get("server")
     if isinstance(server, dict) and server.get("memory_budget") == "auto":
         del server["memory_budget"]  # the default, written out
-    file = _convert(path, "", raw, _File)
-    folder = file.server.prefix_cache_dir
-    if folder is not None:
-        absolute = _absolute(path, f"{path}: server.prefix_cache_dir", folder)
-        file.server = msgspec.structs.replace(file.server, prefix_cache_dir=absolute)
+    file = convert_table(path, "", raw, _File)
+    for key in ("prefix_cache_dir", "api_keys_file"):
+        if (given := getattr(file.server, key)) is not None:
+            absolute = _absolute(path, f"{path}: server.{key}", given)
+            file.server = msgspec.structs.replace(file.server, **{key: absolute})
     models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")
@@ -169,17 +172,20 @@ def load_config(path: Path) -> Config:
     return config
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse_toml(path: Path) -> dict[str, Any]:
+    """What `path` holds. Raises `ConfigError`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: arrays or tables are nested too deep") from error
 
 
-def _convert(path: Path, where: str, raw: object, kind: type[T]) -> T:
-    """`raw`, the table at `where`, as a `kind`."""
+def convert_table(path: Path, where: str, raw: object, kind: type[T]) -> T:
+    """`raw`, the table at `where` ("": the whole file), as a `kind`. Raises `ConfigError`."""
     try:
         return msgspec.convert(raw, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -241,8 +247,8 @@ def _model(path: Path, name: str, table: object) -> ModelSpec:
         )
     where = f"models.{name}"
     if not isinstance(table, dict):
-        return _complete(path, name, _convert(path, where, table, ModelSpec))
-    spec = _convert(
+        return _complete(path, name, convert_table(path, where, table, ModelSpec))
+    spec = convert_table(
         path, where, {k: v for k, v in table.items() if k not in PROVIDER_KEYS}, ModelSpec
     )
     if "remote" in table:
@@ -262,7 +268,7 @@ def _provider(path: Path, where: str, table: dict[str, Any]) -> Provider:
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise ConfigError(f"{path}: {where}.remote: give an address, or a list of addresses")
     urls = [url.rstrip("/") for url in urls]
-    provider = _convert(path, where, {**keys, "urls": urls}, Provider)
+    provider = convert_table(path, where, {**keys, "urls": urls}, Provider)
     if problem := check_provider(provider):
         raise ConfigError(f"{path}: {where}.{problem[0]}: {problem[1]}")
     return provider

@@ -12,7 +12,12 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 BUILD = [*PYPROJECT["build-system"]["requires"], "editables"]  # for an editable installation
 EXTRAS = PROJECT["optional-dependencies"]
-LOCKS: dict[str, list[str]] = {"run": [], "dev": EXTRAS["dev"], "bench": EXTRAS["bench"]}
+LOCKS: dict[str, list[str]] = {
+    "run": [],
+    "dev": EXTRAS["dev"],
+    "bench": EXTRAS["bench"],
+    "otel": EXTRAS["otel"],
+}
 
 
 def locked(name: str) -> list[tuple[Requirement, list[str]]]:
@@ -46,7 +51,7 @@ def test_what_pyproject_asks_for_is_locked(name: str) -> None:
             assert requirement.specifier.contains(version), f"{pin}; run scripts/lock"
 
 
-@pytest.mark.parametrize("name", ["dev", "bench"])
+@pytest.mark.parametrize("name", ["dev", "bench", "otel"])
 def test_what_is_tested_and_measured_is_what_is_deployed(name: str) -> None:
     assert {str(pin) for pin, _ in locked("run")} <= {str(pin) for pin, _ in locked(name)}
 

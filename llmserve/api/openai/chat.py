@@ -10,6 +10,7 @@ from starlette.responses import Response
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
 from llmserve.api.body import MissingFieldError, decode_body, read_body
+from llmserve.api.caller import caller_of
 from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.errors import describe_error
@@ -51,7 +52,7 @@ async def chat_completions(request: Request) -> Response:
     wire = decode_body(await read_body(request, server.max_body_bytes), ChatRequest)
     include_usage = wants_usage(wire)
     requests = to_core(wire)
-    events = merge([gateway.generate(each) for each in requests])
+    events = merge(caller_of(request).generate_all(requests))
     kind = "chat.completion.chunk" if wire.stream else "chat.completion"
     head = make_head(gateway, wire.model, prefix="chatcmpl", kind=kind)
     if not wire.stream:

@@ -9,6 +9,7 @@ from starlette.types import Send
 
 from llmserve.api.answer import Answer, StreamedAnswer, send_body, sse_event
 from llmserve.api.body import decode_body, read_body
+from llmserve.api.caller import caller_of
 from llmserve.api.errors import as_llmserve_error
 from llmserve.api.openai.errors import describe_response_error
 from llmserve.api.openai.responses.builder import ResponseBuilder
@@ -27,7 +28,7 @@ async def responses(request: Request) -> Response:
     wire = decode_body(await read_body(request, server.max_body_bytes), ResponsesRequest)
     asked = to_core(wire)
     builder = ResponseBuilder(to_echo(wire, asked), wants_summary=wants_summary(wire))
-    events = gateway.generate(asked)
+    events = caller_of(request).generate(asked)
     if wire.stream:
         return _Streamed(events, builder, keep_alive_s=server.keep_alive_s)
     return _Whole(events, builder)
