@@ -15,16 +15,13 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmserve.api.admission import Admission
-from llmserve.api.errors import encode_error
+from llmserve.api.errors import LINGER_BYTES, LINGER_S, encode_error
 from llmserve.api.parser import Parser
 from llmserve.api.request_id import new_id
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
 from llmserve.registry.config import ServerConfig
 
 log = logging.getLogger("llmserve.request")
-
-LINGER_S = 2.0  # for a client to read why it was refused, while what it still sends is dropped
-LINGER_BYTES = 32 << 20
 
 
 class Stage(enum.Enum):
