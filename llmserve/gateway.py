@@ -17,6 +17,7 @@ import msgspec
 from llmserve.access.keyring import Keyring
 from llmserve.access.keys import Key
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
+from llmserve.deadline import limited, within
 from llmserve.engine.facade import Facade
 from llmserve.errors import (
     ConfigError,
@@ -144,6 +145,7 @@ class Gateway:
             spec = self.resolve(request.model)
             watch.resolved(spec)
             stream = self._answer(spec, request, watch.trace_headers)
+            stream = limited(stream, *self._limits_s(request))
             async with self._counted(), contextlib.aclosing(stream) as events:
                 async for event in events:
                     watch.see(event)
@@ -232,7 +234,8 @@ class Gateway:
             spec = self.resolve(request.model)
             watch.resolved(spec)
             async with self._counted():
-                embeddings = await self._embed(spec, request, watch.trace_headers)
+                work = self._embed(spec, request, watch.trace_headers)
+                embeddings = await within(work, *self._limits_s(request))
             watch.see_embeddings(embeddings)
             return embeddings
 
@@ -278,6 +281,9 @@ class Gateway:
                 param="model",
             )
         return spec
+
+    def _limits_s(self, request: Request | EmbeddingRequest) -> tuple[float | None, float | None]:
+        return self.config.server.request_timeout, request.timeout_s
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests; return when the running ones are done, at most after `grace_s`."""

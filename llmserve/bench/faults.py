@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,11 @@ def run(config: Path, *, num_rounds: int, stall_s: float) -> tuple[list[Figure],
     """Figures and troubles of `num_rounds` rounds, with the default model of `config`."""
     text = config_text(locate(load_config(config).default), stall_s=stall_s)
     rounds = []
-    with temporary_config(text) as own, Server(own) as server:
+    with (
+        temporary_config(text) as own,
+        tempfile.TemporaryFile() as log,  # of interest to nobody: it tells of each death
+        Server(own, log=log) as server,
+    ):
         watch = Watch(server.pid)
         for number in range(num_rounds):
             signum = SIGNALS[number % len(SIGNALS)]
