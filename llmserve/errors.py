@@ -3,8 +3,9 @@
     LlmserveError
     ├── InvalidRequestError      400  the request is wrong; `param` names the field
     ├── AuthenticationError      401  no API key, or not one of ours
-    ├── PermissionDeniedError    403  the key may not do this
+    ├── PermissionDeniedError    403  the key, or the page that asks, may not do this
     ├── ModelNotFoundError       404  no such model; the message lists those that exist
+    ├── RequestTimeoutError      408  the client takes too long to send
     ├── TooLargeError            413  body over the cap, or prompt longer than the context
     ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
     ├── QueueFullError           429  no place in the queue, or not one that would do
@@ -18,12 +19,14 @@
     │   │   └── RequestLostError           … before it was: asked again, it may be answered
     │   ├── ModelQuarantinedError     that has happened too often; the message has the fix
     │   ├── QueueTimeoutError         no slot became free in time
+    │   ├── CrowdedError              too many connections, or too much is being sent at once
     │   └── ShuttingDownError         the server is draining
     ├── ProviderError            502  (family) a remote provider failed, or its answer is broken
     │   ├── ProviderAuthError         it does not take the key; the message names the variable
     │   ├── ProviderModelError        it does not have the model
     │   ├── ProviderUnreachableError  no connection, or it failed too often lately to be asked
     │   └── ProviderTimeoutError 504  it took too long
+    ├── DeadlineError            504  the time that the request may take is over
     ├── EngineError              500  llama.cpp failed; the message says in which call
     ├── ConfigError              400  models.toml is wrong (start-up and reload)
     └── ModelFileError            -   a GGUF file is missing, truncated or lies about itself
@@ -93,6 +96,12 @@ class ModelNotFoundError(LlmserveError):
     code = "model_not_found"
 
 
+class RequestTimeoutError(LlmserveError):
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
+
+
 class TooLargeError(LlmserveError):
     status = 413
     type = "invalid_request_error"
@@ -158,6 +167,10 @@ class QueueTimeoutError(UnavailableError):
     code = "queue_timeout"
 
 
+class CrowdedError(UnavailableError):
+    code = "crowded"
+
+
 class ShuttingDownError(UnavailableError):
     code = "shutting_down"
 
@@ -183,6 +196,12 @@ class ProviderUnreachableError(ProviderError):
 class ProviderTimeoutError(ProviderError):
     status = 504
     code = "provider_timeout"
+
+
+class DeadlineError(LlmserveError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
 
 
 class EngineError(LlmserveError):

@@ -17,6 +17,7 @@ import msgspec
 from llmserve.access.keyring import Keyring
 from llmserve.access.keys import Key
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
+from llmserve.deadline import limited, within
 from llmserve.engine.facade import Facade
 from llmserve.errors import (
     ConfigError,
@@ -35,6 +36,7 @@ from llmserve.errors import (
     UnavailableError,
 )
 from llmserve.isolation.opener import ProcessOpener
+from llmserve.isolation.retries import Retries
 from llmserve.metrics import Metrics
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
@@ -56,8 +58,6 @@ log = logging.getLogger(__name__)
 _REPLACEABLE = (UnavailableError, QueueFullError, ProviderError)
 # A wrong key or name in the config is for the operator to see, not to be covered up.
 _MISCONFIGURED = (ProviderAuthError, ProviderModelError)
-
-_MAX_TRIES = 2  # further ones, of a request whose process dies while it waits
 
 
 class Gateway:
@@ -145,6 +145,7 @@ class Gateway:
             spec = self.resolve(request.model)
             watch.resolved(spec)
             stream = self._answer(spec, request, watch.trace_headers)
+            stream = limited(stream, *self._limits_s(request))
             async with self._counted(), contextlib.aclosing(stream) as events:
                 async for event in events:
                     watch.see(event)
@@ -206,7 +207,7 @@ class Gateway:
     async def _local(self, spec: ModelSpec, request: Request) -> EventStream:
         """As `_backend`. What waited in a process that died waits again in the next one."""
         is_started = False
-        num_tries = 0
+        retries = Retries()
         while True:
             try:
                 async with (
@@ -222,11 +223,7 @@ class Gateway:
                             yield event
                     return
             except RequestLostError as error:
-                # Who was being prepared may be what kills the process: it has one more try.
-                num_tries += 2 if error.is_suspect else 1
-                if num_tries > _MAX_TRIES:
-                    raise
-                log.info("%s; a request that waited there is asked again", error.message)
+                retries.note(error)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
@@ -237,7 +234,8 @@ class Gateway:
             spec = self.resolve(request.model)
             watch.resolved(spec)
             async with self._counted():
-                embeddings = await self._embed(spec, request, watch.trace_headers)
+                work = self._embed(spec, request, watch.trace_headers)
+                embeddings = await within(work, *self._limits_s(request))
             watch.see_embeddings(embeddings)
             return embeddings
 
@@ -246,8 +244,13 @@ class Gateway:
     ) -> Embeddings:
         if spec.remote:
             return await self.remotes.model(spec).embed(request, trace_headers)
-        async with self.pool.lease(spec) as engine:
-            return await engine.embed(request)
+        retries = Retries()
+        while True:
+            try:
+                async with self.pool.lease(spec) as engine:
+                    return await engine.embed(request)
+            except RequestLostError as error:
+                retries.note(error)
 
     @asynccontextmanager
     async def engine(self, model: str | None) -> AsyncIterator[Facade]:
@@ -278,6 +281,9 @@ class Gateway:
                 param="model",
             )
         return spec
+
+    def _limits_s(self, request: Request | EmbeddingRequest) -> tuple[float | None, float | None]:
+        return self.config.server.request_timeout, request.timeout_s
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests; return when the running ones are done, at most after `grace_s`."""
@@ -327,17 +333,20 @@ def build_gateway(
     *,
     keyring: Keyring | None = None,
     tracing: "Tracing | None" = None,
+    first: ModelSpec | None = None,
 ) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
     `environment` has the keys of remote providers, `keyring` those of who may ask.
+    `first` is a model that is going to be loaded at once: its process starts now, and does its
+    imports while the server does its own.
     """
     metrics = Metrics()
     server = config.server
     isolated = server.isolation == "process"
     loader = EngineLoader(
         metrics,
-        ProcessOpener(log.getEffectiveLevel) if isolated else ThreadOpener(),
+        _process_opener(first) if isolated else ThreadOpener(),
         auto_download=server.auto_download,
         prefix_cache_dir=server.prefix_cache_dir,
         prefix_cache_disk_bytes=server.prefix_cache_disk,
@@ -358,3 +367,10 @@ def build_gateway(
         keyring=keyring,
         tracing=tracing,
     )
+
+
+def _process_opener(first: ModelSpec | None) -> ProcessOpener:
+    opener = ProcessOpener(log.getEffectiveLevel)
+    if first and not first.remote:
+        opener.start(first.name)
+    return opener

@@ -69,6 +69,67 @@ def raw_inference(body: Mapping[str, Any], path: str = "/inference") -> bytes:
     return raw_request("POST", path, msgspec.json.encode(body))
 
 
+@dataclass
+class RawAnswer:
+    """One answer as it came over a connection."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        body = msgspec.json.decode(self.body)
+        assert list(body) == ["error"]
+        return dict(body["error"])
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What comes until the other side closes, or resets because it did not read everything."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(65536):
+            data += part
+    return data
+
+
+def drip(connection: socket.socket, part: bytes) -> bytes:
+    """Send `part` now and then, until there is an answer; then the connection is patient again."""
+    connection.settimeout(0.02)
+    for _ in range(int(TIMEOUT_S / 0.02)):
+        with contextlib.suppress(TimeoutError):
+            answer = connection.recv(65536)
+            connection.settimeout(TIMEOUT_S)
+            return answer
+        connection.sendall(part)
+    raise AssertionError("never cut")
+
+
+def read_answer(connection: socket.socket) -> RawAnswer:
+    """One whole answer with a Content-Length, on a connection that stays."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _receive(connection)
+    answer = parse_answer(data)
+    while len(answer.body) < int(answer.headers["content-length"]):
+        answer.body += _receive(connection)
+    return answer
+
+
+def _receive(connection: socket.socket) -> bytes:
+    part = connection.recv(65536)
+    assert part, "closed"
+    return part
+
+
+def parse_answer(data: bytes) -> RawAnswer:
+    head, separator, body = data.partition(b"\r\n\r\n")
+    assert separator, data
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return RawAnswer(int(first.split()[1]), headers, body)
+
+
 def sse_events(text: str) -> list[Any]:
     """The decoded `data:` of every event; comments are left out."""
     assert text.endswith("\n\n")
@@ -126,6 +187,7 @@ class FakeService:
     base_url: str = ""
     port: int = 0
     loop: asyncio.AbstractEventLoop | None = None
+    server: Server | None = None
 
     def __post_init__(self) -> None:
         pool = Pool(
@@ -174,6 +236,22 @@ class FakeService:
     def num_running(self) -> int:
         """Slots with cells."""
         return sum(bool(cells) for cells in self.runtime.cells)
+
+    @property
+    def num_connections(self) -> int:
+        assert self.server
+        return len(self.server.server_state.connections)
+
+    @property
+    def num_waiting(self) -> int:
+        """Connections that the server waits for."""
+        assert self.server
+        return len(self.server.admission)
+
+    @property
+    def num_answers(self) -> int:
+        assert self.server
+        return self.server.server_state.total_requests
 
     def metric(self, name: str, **labels: str) -> float:
         return metric(self.metrics.render().decode(), name, **labels)
@@ -270,8 +348,7 @@ def fake_service(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     service.port = listener.getsockname()[1]
     service.base_url = f"http://127.0.0.1:{service.port}"
-    uvicorn_server = _ThreadServer(service.gateway, listener)
-    uvicorn_server.config.http = "h11"  # what a plain installation has
+    uvicorn_server = service.server = _ThreadServer(service.gateway, listener)
     thread = threading.Thread(target=_run, args=(uvicorn_server, service))
     _error_log.services.append(service)
     thread.start()

@@ -12,9 +12,11 @@ from starlette.types import ASGIApp
 from llmserve.api import errors, models, openai, operations, ops
 from llmserve.api.access import Keys
 from llmserve.api.docs import docs, docs_file
+from llmserve.api.hosts import HostCheck, with_cors
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
 from llmserve.api.request_log import RequestLog
+from llmserve.api.upload import Uploads
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -57,6 +59,15 @@ def create_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
+    app.state.uploads = Uploads(gateway.config.server)
     app.state.document = Document(ROUTES, OPERATIONS)
-    guarded = Keys(app, gateway, on_error)
-    return RequestLog(guarded, gateway.tracing, log_prompts=gateway.config.server.log_prompts)
+    return _guarded(app, gateway, on_error)
+
+
+def _guarded(app: ASGIApp, gateway: Gateway, on_error: errors.LlmserveErrorHandler) -> ASGIApp:
+    """`app` behind all that looks at a request before it; the last line is the first to look."""
+    server = gateway.config.server
+    app = Keys(app, gateway, on_error)
+    app = with_cors(app, server)  # browsers ask without a key what they may ask with one
+    app = HostCheck(app, server, on_error)
+    return RequestLog(app, gateway.tracing, log_prompts=server.log_prompts)

@@ -15,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.body import BodyTooLargeError
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
+from llmserve.api.upload import CUT_OFF
 from llmserve.errors import (
     AuthenticationError,
+    DeadlineError,
     LlmserveError,
     PermissionDeniedError,
     RateLimitError,
@@ -28,7 +29,7 @@ from llmserve.telemetry.record import DISCONNECTED, note_error
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
 # Raised before the body was read, all of it or any.
-_EARLY = (BodyTooLargeError, AuthenticationError, PermissionDeniedError, RateLimitError)
+_EARLY = (*CUT_OFF, AuthenticationError, PermissionDeniedError, RateLimitError)
 
 
 class Description(NamedTuple):
@@ -68,6 +69,8 @@ class LlmserveErrorHandler:
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
+        if isinstance(error, DeadlineError):  # OpenAI's clients would ask again, twice
+            headers["x-should-retry"] = "false"
         if isinstance(error, AuthenticationError):
             headers["www-authenticate"] = 'Bearer realm="llmserve"'
         kind = _LastResponse if isinstance(error, _EARLY) and _has_body(request) else Response

@@ -41,7 +41,7 @@ _SCHEMES = {
 }
 # A server without keys asks for none, and the document is the same on every server.
 _ANY_SCHEME: list[Json] = [{}, *({name: []} for name in _SCHEMES)]
-_KEY_ERRORS = {Level.OPEN: (), Level.KEY: (401,), Level.ADMIN: (401, 403)}
+_KEY_ERRORS = {Level.OPEN: (), Level.KEY: (401,), Level.ADMIN: (401,)}
 
 
 class Document:
@@ -105,7 +105,7 @@ def _path(route: Route) -> str:
 def _path_item(route: Route, operation: Operation, schemas: Mapping[Any, Json]) -> Json:
     (method,) = (route.methods or set()) - {"HEAD"}
     level = level_of(_path(route))
-    errors = {*operation.errors, *_KEY_ERRORS[level], 500}
+    errors = {*operation.errors, *_KEY_ERRORS[level], 403, 500}  # 403: foreign hosts and pages
     if level is Level.KEY and method == "POST":
         errors.add(429)
     item: Json = {

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
-BODY = (400, 413)  # the errors of a route that reads a body,
+BODY = (400, 408, 413)  # the errors of a route that reads a body,
 MODEL = (404, 503)  # of one that needs a model,
 GENERATION = (*BODY, *MODEL, 429, 502, 504)  # and of one that lets it write
 

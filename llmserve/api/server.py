@@ -7,6 +7,7 @@ third waits for nobody.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -15,7 +16,9 @@ from collections.abc import Iterator
 import uvicorn
 
 from llmserve.access.exposure import check_exposure
+from llmserve.api.admission import Admission, allowed_connections
 from llmserve.api.app import create_app
+from llmserve.api.connection import Connection
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
 
@@ -61,8 +64,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 class Server(uvicorn.Server):
     def __init__(self, gateway: Gateway, listener: socket.socket) -> None:
+        server = gateway.config.server
+        self.admission = Admission(allowed_connections(server.max_connections))
         config = uvicorn.Config(
             create_app(gateway),
+            http=functools.partial(Connection, self.admission, server),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,

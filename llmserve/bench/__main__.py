@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from llmserve.bench import connections as connections_bench
 from llmserve.bench import constrained as constrained_bench
 from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import embeddings as embeddings_bench
@@ -60,6 +61,7 @@ def main(
       scripts/bench --rounds 5 --json
       scripts/bench --peer http://127.0.0.1:8080     a llama-server on the same model file
       scripts/bench pool                             loading, unloading, swapping models
+      scripts/bench connections                      a request beside 2,500 idle and slow clients
       scripts/bench constrained                      answers under a JSON schema
       scripts/bench dialects                         what OpenAI's dialect costs
       scripts/bench remote                           what the gateway adds to a provider
@@ -89,6 +91,15 @@ def main(
 def pool(config: Path, rounds: int, as_json: bool) -> None:
     """Time to first token of a warm, a cold and a swapped model; what the pool adds to a load."""
     click.echo(render(pool_bench.run(config, num_rounds=rounds), as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@json_option
+def connections(config: Path, rounds: int, as_json: bool) -> None:
+    """A normal request beside 2,000 idle and 500 slow connections, and what an idle one takes."""
+    click.echo(render(connections_bench.run(config, num_rounds=rounds), as_json=as_json))
 
 
 @main.command()

@@ -104,7 +104,6 @@ def serve(
       LLMSERVE_API_KEYS=... llmserve serve --host 0.0.0.0 --port 9000
     """
     # Here, not above: `llmserve --help` need not import a web server.
-    from llmserve.api.server import serve as run_server
     from llmserve.gateway import build_gateway
     from llmserve.telemetry.logs import set_up
     from llmserve.telemetry.otlp import start_export
@@ -121,8 +120,14 @@ def serve(
     export = start_export(os.environ)
     try:
         gateway = build_gateway(
-            config, os.environ, keyring=keyring, tracing=export.tracing if export else None
+            config,
+            os.environ,
+            keyring=keyring,
+            tracing=export.tracing if export else None,
+            first=config.default if server.preload else None,
         )
+        from llmserve.api.server import serve as run_server  # takes a while, as that model does
+
         run_server(gateway, insecure_no_auth=insecure_no_auth)
     finally:
         if export:
@@ -205,7 +210,7 @@ def run(
 async def _print_answer(config: Config, request: Request) -> None:
     from llmserve.gateway import build_gateway
 
-    gateway = build_gateway(config, os.environ)
+    gateway = build_gateway(config, os.environ, first=config.names.get(request.model or ""))
     is_thinking = False
     try:
         async with contextlib.aclosing(gateway.generate(request)) as events:

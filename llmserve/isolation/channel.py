@@ -37,10 +37,13 @@ class Outgoing:
             self._encoder.encode_into(message, self._buffer, start + _HEAD_BYTES)
             size = len(self._buffer) - start - _HEAD_BYTES
             if size > MAX_FRAME_BYTES:
-                raise ChannelError(f"{size} bytes are more than {MAX_FRAME_BYTES}")
-        except (OverflowError, UnicodeEncodeError, RecursionError, TypeError) as error:
+                raise ChannelError(f"has {size} bytes, more than {MAX_FRAME_BYTES}")
+        except UnicodeEncodeError as error:
             del self._buffer[start:]
-            raise ChannelError(str(error)) from error
+            raise ChannelError("is no valid Unicode: it has half of a surrogate pair") from error
+        except (OverflowError, RecursionError, TypeError) as error:
+            del self._buffer[start:]
+            raise ChannelError(f"cannot be handed on: {error}") from error
         except ChannelError:
             del self._buffer[start:]
             raise

@@ -51,7 +51,7 @@ from llmserve.isolation.messages import (
 from llmserve.telemetry.outline import outline
 from llmserve.telemetry.record import RequestRecord, set_current
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("llmserve.isolation.child")  # not __main__
 
 WORKER_FAILED = 70  # the exit code, after a bug of ours that the log has
 _OOM_SCORE = 300  # of 1000: as if it took so much more of the machine's memory
@@ -87,7 +87,9 @@ async def _serve(server: socket.socket, library_name: str) -> None:
     child = Child()
     loop = asyncio.get_running_loop()
     await loop.create_unix_connection(lambda: child.connection, sock=server)
-    logging.basicConfig(handlers=[_ToServer(child, loop)], level=logging.WARNING)
+    logging.basicConfig(
+        handlers=[_ToServer(child, loop)], level=logging.WARNING, format="%(message)s"
+    )
     child.greet(library(library_name))
     await loop.create_future()  # `os._exit` is the end
 

@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 
+import msgspec
+
 from llmserve.core import (
     EmbeddingRequest,
     Embeddings,
@@ -104,7 +106,7 @@ class ProcessEngine:
         self._begin_s = asyncio.get_running_loop().time()
         # The worker may hang while texts are still tokenized, or the other way round.
         self._working, self._preparing = (
-            Watchdog(stall_timeout_s, lambda: self._on_stall(stall_timeout_s)) for _ in range(2)
+            Watchdog(stall_timeout_s, self._on_stall) for _ in range(2)
         )
         process.on_message = self._receive
         process.ended.add_done_callback(self._on_end)
@@ -172,7 +174,8 @@ class ProcessEngine:
         try:
             self._process.send(question)
         except ChannelError as error:
-            raise InvalidRequestError(f"the request cannot be handed on: {error}") from error
+            field = _unsendable(question)
+            raise InvalidRequestError(f"{field or 'the text'} {error}", param=field) from error
         asked = self._asked[question.id] = _Asked(question, self._preparing)
         try:
             yield asked
@@ -248,7 +251,8 @@ class ProcessEngine:
             self._process.kill(f"did not end within {STOP_S:.0f} s")
             await self._process.wait()
 
-    def _on_stall(self, timeout_s: float) -> None:
+    def _on_stall(self) -> None:
+        timeout_s = self._working.timeout_s
         self._process.kill(f"showed no sign of life for {timeout_s:g} s (stall_timeout): killed")
 
     def _on_end(self, ended: "asyncio.Future[End]") -> None:
@@ -270,8 +274,8 @@ class ProcessEngine:
     def _error(self, asked: _Asked, end: End) -> LlmserveError:
         if self._closing:
             return shutting_down(self.name)
-        is_generation = isinstance(asked.question, Generate)
-        if asked.is_running or not is_generation:
+        # Of embeddings nobody tells when they begin. To repeat them does no harm.
+        if asked.is_running or not isinstance(asked.question, Generate | Embed):
             return crashed(self.name, end)
         return self._lost(is_suspect=not asked.is_accepted)
 
@@ -288,3 +292,15 @@ async def _next(asked: _Asked) -> Event | Tokens | Text | Vectors:
     if isinstance(news, Failure):
         raise news.fault.error()
     return news
+
+
+def _unsendable(question: Question) -> str | None:
+    """The field of a request because of which it cannot be sent."""
+    if not isinstance(question, Generate | Embed | Render):
+        return None
+    for field in question.request.__struct_fields__:
+        try:
+            msgspec.msgpack.encode(getattr(question.request, field))
+        except (UnicodeEncodeError, OverflowError, RecursionError, TypeError):
+            return field
+    return None

@@ -8,6 +8,7 @@ about a request, or its `Cancel`, nothing more about it counts.
 import numpy as np
 from msgspec import Struct
 
+from llmserve import errors
 from llmserve.core import EmbeddingRequest, Embeddings, Event, Request
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.order import Machine, Order
@@ -77,21 +78,19 @@ class Fault(Struct, frozen=True, tag=True):
 
     @classmethod
     def of(cls, error: LlmserveError) -> "Fault":
-        return cls(type(error).__name__, error.message, error.param, error.retry_after_s)
+        kind = next(kind for kind in type(error).__mro__ if kind.__name__ in _KINDS)
+        return cls(kind.__name__, error.message, error.param, error.retry_after_s)
 
     def error(self) -> LlmserveError:
         kind = _KINDS.get(self.kind, LlmserveError)
         return kind(self.message, param=self.param, retry_after_s=self.retry_after_s)
 
 
-def _all_kinds(base: type[LlmserveError]) -> dict[str, type[LlmserveError]]:
-    kinds = {base.__name__: base}
-    for kind in base.__subclasses__():
-        kinds |= _all_kinds(kind)
-    return kinds
-
-
-_KINDS = _all_kinds(LlmserveError)
+_KINDS: dict[str, type[LlmserveError]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, LlmserveError)
+}
 
 
 class Hello(Struct, frozen=True, tag=True):

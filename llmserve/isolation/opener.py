@@ -11,6 +11,7 @@ from llmserve.engine.order import LIBRARY, LoadProgress, Machine, Order
 from llmserve.isolation.engine import ProcessEngine
 from llmserve.isolation.messages import FromChild, NotLoaded, Open, Progress, Ready
 from llmserve.isolation.process import ChildProcess, crashed, first_of
+from llmserve.isolation.spawn import Spawned, spawn
 from llmserve.isolation.watchdog import Watchdog
 
 OVERHEAD_BYTES = 45 << 20  # of a process, beside the model: its interpreter, modules and buffers
@@ -26,13 +27,18 @@ class ProcessOpener:
         self._log_level = log_level
         self._library = library
         self._machine: Machine | None = None
+        self._started: dict[str, Spawned] = {}
         self._spares: dict[str, ChildProcess] = {}  # that have been asked about the machine
+
+    def start(self, name: str) -> None:
+        """Let the process of a model start, which is going to be opened soon."""
+        self._started[name] = spawn(name, self._library)
 
     async def machine(self, name: str) -> Machine:
         """Of the first child, which waits for its order. Raises `EngineCrashedError`."""
         if self._machine is None:
             if name not in self._spares:
-                self._spares[name] = ChildProcess(name, self._library)
+                self._spares[name] = self._child(name)
             self._machine = await self._spares[name].machine()
         return self._machine
 
@@ -40,6 +46,10 @@ class ProcessOpener:
         """There will be no order for `name`. Fine if nothing was asked."""
         if spare := self._spares.pop(name, None):
             spare.kill("was not needed")
+
+    def _child(self, name: str) -> ChildProcess:
+        spawned = self._started.pop(name) if name in self._started else spawn(name, self._library)
+        return ChildProcess(name, spawned)
 
     async def open(
         self,
@@ -51,7 +61,7 @@ class ProcessOpener:
         on_load: Callable[[Load], None],
     ) -> ProcessEngine:
         """Raises `ModelFileError`, `EngineError`, or `EngineCrashedError`. May be cancelled."""
-        process = self._spares.pop(order.name, None) or ChildProcess(order.name, self._library)
+        process = self._spares.pop(order.name, None) or self._child(order.name)
         try:
             process.send(Open(order, self._log_level()))
             ready = await _loaded(process, progress, stall_timeout_s)

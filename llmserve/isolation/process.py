@@ -1,18 +1,13 @@
-"""A child process, from its start to its end. Lives on the event loop, which must be that of the
-thread that starts it: the child ends with this thread.
-"""
+"""A child process, from its greeting to its end. Lives on the event loop."""
 
 import asyncio
-import contextlib
 import contextvars
 import logging
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
@@ -21,6 +16,7 @@ from llmserve.engine.order import Machine
 from llmserve.errors import EngineCrashedError
 from llmserve.isolation.channel import ChannelError, Connection
 from llmserve.isolation.messages import FromChild, Hello, LogRecord, ToChild
+from llmserve.isolation.spawn import Spawned
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +37,8 @@ class End(Struct, frozen=True):
 class ChildProcess:
     """`on_message` gets what it sends, but for its greeting and its log."""
 
-    def __init__(self, name: str, library: str) -> None:
-        """Starts it, without waiting for anything. `name` is that of the model, for the log."""
+    def __init__(self, name: str, spawned: Spawned) -> None:
+        """`spawned` is this object's from now on; `name` is that of the model, for the log."""
         self.name = name
         self.on_message: Callable[[FromChild], None] = lambda message: None
         loop = asyncio.get_running_loop()
@@ -56,16 +52,10 @@ class ChildProcess:
             self._on_lost,
         )
         self._stderr = _Lines(name)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = _spawn(theirs.fileno(), library, name)
-            except BaseException:
-                ours.close()
-                raise
+        self._process = spawned.process
         # It outlives the request that wanted the model, and its lines are not about that one.
         self._life = asyncio.create_task(
-            self._live(ours), name=f"child-{name}", context=contextvars.Context()
+            self._live(spawned.socket), name=f"child-{name}", context=contextvars.Context()
         )
 
     @property
@@ -197,28 +187,3 @@ def describe_exit(code: int) -> str:
     }
     hint = f" ({known[signal.Signals(-code)]})" if -code in known else ""
     return f"was killed by signal {-code}{hint}"
-
-
-def _spawn(fd: int, library: str, name: str) -> "subprocess.Popen[bytes]":
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    with _blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # -P: what lies in the working directory is nothing to import.
-        return subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, "-P", "-m", "llmserve.isolation.child", str(fd), library, name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            pass_fds=(fd,),
-            env={**os.environ, "PYTHONPATH": path},
-        )
-
-
-@contextlib.contextmanager
-def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """A child inherits it: the signals wait there, until it says that it ignores them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

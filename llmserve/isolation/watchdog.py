@@ -16,7 +16,7 @@ class Watchdog:
         has_moved: Callable[[], bool] = lambda: False,
     ) -> None:
         """`has_moved` is asked before the worst is believed: a sign that nobody gave."""
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._on_stall = on_stall
         self._has_moved = has_moved
         self._num_begun = 0
@@ -44,7 +44,7 @@ class Watchdog:
             self._timer = None
 
     def _arm(self) -> None:
-        due_s = self._last_s + self._timeout_s
+        due_s = self._last_s + self.timeout_s
         self._timer = self._loop.call_at(due_s, self._look, due_s)
 
     def _look(self, due_s: float) -> None:
@@ -55,7 +55,7 @@ class Watchdog:
         # Who looks too late was stopped as well, perhaps by the same Ctrl-Z.
         if now_s - due_s > _LATE_S or self._has_moved():
             self._last_s = now_s
-        if now_s - self._last_s >= self._timeout_s:
+        if now_s - self._last_s >= self.timeout_s:
             self._on_stall()
         else:
             self._arm()

@@ -18,7 +18,7 @@ from llmserve.registry.fallback import chain, way_back
 from llmserve.registry.provider import KEYS as PROVIDER_KEYS
 from llmserve.registry.provider import Extra, Provider, Retry, check_provider
 from llmserve.registry.refs import BadRefError, HubRef, make_ref
-from llmserve.registry.units import Duration, Headers, Size
+from llmserve.registry.units import Duration, Headers, HostName, Origin, Size
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=1)]
@@ -30,6 +30,10 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _SOURCES = ("package", "path", "hf", "remote")
 _REMOTE_TOO = ("remote", "aliases", "max_concurrency", "max_queue", "default_mode", "fallback")
+_TIMEOUTS = (
+    *("header_timeout", "body_timeout", "idle_timeout", "write_timeout"),
+    "request_timeout",
+)
 _FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 
 
@@ -38,8 +42,16 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Text = "127.0.0.1"
     port: Port = 8000
+    allowed_hosts: tuple[HostName, ...] = ()  # more names that it answers to, see api/hosts.py
+    allowed_origins: tuple[Origin, ...] = ()  # of pages that may ask, besides its own
     memory_budget: Size | None = None  # for all that is resident; None, "auto": a share of the rest
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
+    max_connections: Positive = 4096  # beyond it, the one that has been silent longest is closed
+    header_timeout: Duration = Duration(10)  # for the head of a request, once it has begun
+    body_timeout: Duration = Duration(60)  # for its whole body
+    idle_timeout: Duration = Duration(60)  # of a connection on which no request begins
+    write_timeout: Duration = Duration(30)  # of a client that takes nothing of its answer
+    request_timeout: Duration | None = None  # for an answer, from its request on; None: no limit
     preload: bool = True  # load the default model at start-up instead of at its first request
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
@@ -164,6 +176,9 @@ def load_config(path: Path) -> Config:
         if (given := getattr(file.server, key)) is not None:
             absolute = _absolute(path, f"{path}: server.{key}", given)
             file.server = msgspec.structs.replace(file.server, **{key: absolute})
+    for key in _TIMEOUTS:
+        if getattr(file.server, key) == 0:
+            raise ConfigError(f"{path}: server.{key}: give a time above 0, such as '30s'")
     models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")
@@ -194,7 +209,7 @@ def convert_table(path: Path, where: str, raw: object, kind: type[T]) -> T:
 
 def _decode(kind: type, value: object) -> object:
     """The types that msgspec does not know; it adds the key to what is raised here."""
-    if kind in (Size, Duration, Headers):
+    if kind in (Size, Duration, Headers, HostName, Origin):
         return kind.parse(value)
     assert kind is Path
     if not isinstance(value, str):

@@ -61,7 +61,7 @@ def test_what_asks_for_a_key_says_so(path: str) -> None:
     expected: list[Any] = [{}, *({name: []} for name in schemes)]
     assert operation["security"] == ([] if level is Level.OPEN else expected)
     assert ("401" in operation["responses"]) == (level is not Level.OPEN)
-    assert ("403" in operation["responses"]) == (level is Level.ADMIN)
+    assert "403" in operation["responses"]  # as foreign hosts and pages get everywhere
     if level is Level.KEY and "post" in DOCUMENT["paths"][path]:
         assert "429" in operation["responses"]
 

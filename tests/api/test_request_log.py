@@ -216,7 +216,7 @@ def test_paths_and_models_cannot_forge_lines(
 ) -> None:
     with _logged(log_format) as log:
         service.post({"prompt": "x", "model": "a\n2026-01-01 [info] forged\x1b[2J" + "m" * 10**6})
-        service.get("/v1/models/x%0A2026-01-01%20forged%1b[2J" + "p" * 10**4)
+        service.get("/v1/models/x%0A2026-01-01%20forged%1b[2J" + "p" * 8000)
         wait_until(lambda: log.text.count("llmserve.request") == 2)
     lines = log.text.splitlines()
     assert len([line for line in lines if "forged" in line]) == 2

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
-from llmserve.api.body import decode_body, read_body
+from llmserve.api.body import decode_body
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
@@ -29,6 +29,7 @@ from llmserve.api.schemas.openai_completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
+from llmserve.api.upload import read_body
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
@@ -41,7 +42,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 async def completions(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server
-    wire = decode_body(await read_body(request, server.max_body_bytes), CompletionRequest)
+    wire = decode_body(await read_body(request), CompletionRequest)
     include_usage = wants_usage(wire)
     prompts = to_prompts(wire)
     requests = to_core(wire, prompts)
@@ -84,6 +85,7 @@ def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[co
         constraint=structured_constraint(wire),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
         cache_prompt=wire.cache_prompt is not False,
     )
     return [

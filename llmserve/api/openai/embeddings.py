@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from llmserve.api.answer import Answer, send_body
-from llmserve.api.body import decode_body, read_body
+from llmserve.api.body import decode_body
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.openai.params import texts_or_tokens
 from llmserve.api.schemas.openai_embeddings import (
@@ -21,16 +21,14 @@ from llmserve.api.schemas.openai_embeddings import (
     EmbeddingsRequest,
     EmbeddingUsage,
 )
+from llmserve.api.upload import read_body
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
-from llmserve.gateway import Gateway
 
 MAX_INPUTS = 2048  # OpenAI's
 
 
 async def embeddings(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    body = await read_body(request, gateway.config.server.max_body_bytes)
-    wire = decode_body(body, EmbeddingsRequest)
+    wire = decode_body(await read_body(request), EmbeddingsRequest)
     return EmbeddingAnswer(
         caller_of(request), to_core(wire), is_base64=wire.encoding_format == "base64"
     )
@@ -39,7 +37,9 @@ async def embeddings(request: Request) -> Response:
 def to_core(wire: EmbeddingsRequest) -> EmbeddingRequest:
     """Raises `InvalidRequestError`."""
     inputs = texts_or_tokens(wire.input, "input", most=MAX_INPUTS)
-    return EmbeddingRequest(tuple(inputs), model=wire.model, dimensions=wire.dimensions)
+    return EmbeddingRequest(
+        tuple(inputs), model=wire.model, dimensions=wire.dimensions, timeout_s=wire.timeout
+    )
 
 
 class EmbeddingAnswer(Answer):

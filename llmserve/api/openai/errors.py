@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from llmserve.api.body import (
-    BodyTooLargeError,
     MissingFieldError,
     UnknownFieldError,
     UnknownKindError,
 )
 from llmserve.api.errors import Description, describe
 from llmserve.api.schemas.errors import ErrorBody
+from llmserve.api.upload import BodyTooLargeError
 from llmserve.errors import (
     AuthenticationError,
     InvalidRequestError,

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve import core
-from llmserve.api.body import decode_body, json_response, read_body
+from llmserve.api.body import decode_body, json_response
 from llmserve.api.caller import caller_of
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.tools import to_tools
@@ -19,8 +19,8 @@ from llmserve.api.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
+from llmserve.api.upload import read_body
 from llmserve.errors import InvalidRequestError
-from llmserve.gateway import Gateway
 
 T = TypeVar("T")
 
@@ -88,5 +88,4 @@ def _text(wire: TokenizeRequest) -> tuple[str, bool]:
 
 
 async def _read(request: Request, kind: type[T]) -> T:
-    gateway: Gateway = request.app.state.gateway
-    return decode_body(await read_body(request, gateway.config.server.max_body_bytes), kind)
+    return decode_body(await read_body(request), kind)
