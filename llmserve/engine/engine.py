@@ -7,6 +7,7 @@ so that a long prompt holds up neither the loop nor the worker's steps.
 import asyncio
 import contextlib
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from llmserve.engine.checks import check_request, check_tool_use
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.disk import DiskOptions
 from llmserve.engine.facade import Crash, shutting_down
+from llmserve.engine.grammar import field_of, refusal
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -51,6 +53,7 @@ from llmserve.errors import (
     EngineError,
     InvalidRequestError,
     LlmserveError,
+    UnavailableError,
 )
 
 T = TypeVar("T")
@@ -60,6 +63,11 @@ T = TypeVar("T")
 # because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
 # keep their state in a session of their own (llama-vocab.cpp), so they may run side by side.
 NUM_ENCODERS = 2
+
+
+# Of a request for its grammar, also behind others'. What is given to native code takes a second or
+# two at most, on this machine; nothing could stop it there.
+MAX_COMPILE_S = 15.0
 
 
 class Engine:
@@ -310,11 +318,15 @@ class Engine:
     async def _compile(self, request_id: int, constraint: Constraint) -> None:
         """Have a matcher ready for the worker. In a thread of its own: others need not wait."""
         self._check_alive()  # `close` waits for all that is queued here
+        prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
         try:
-            prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
-            await asyncio.wrap_future(prepared)
-        except asyncio.CancelledError:  # behind what it may still prepare, which nobody takes
+            async with asyncio.timeout(MAX_COMPILE_S):
+                await asyncio.wrap_future(prepared)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            # Behind what it may still prepare, which nobody takes.
             self._compiling.submit(self._compiler.discard, request_id)
+            if isinstance(error, TimeoutError):
+                raise _too_slow(constraint, is_running=not prepared.cancel()) from error
             raise
 
     @contextlib.contextmanager
@@ -397,3 +409,12 @@ def _seed(request: Request) -> int:
     if request.seed is not None:
         return request.seed
     return 0 if request.deterministic else secrets.randbits(53)
+
+
+def _too_slow(constraint: Constraint, *, is_running: bool) -> LlmserveError:
+    if is_running:
+        return refusal(field_of(constraint), f"it takes over {MAX_COMPILE_S:.0f} s to compile")
+    return UnavailableError(
+        f"other requests' grammars take over {MAX_COMPILE_S:.0f} s to compile; try again later",
+        retry_after_s=math.ceil(MAX_COMPILE_S),
+    )

@@ -24,6 +24,7 @@ from llmserve.core import (
     SamplingParams,
 )
 from llmserve.engine import constraint as module
+from llmserve.engine import engine as engine_module
 from llmserve.engine.admission import Policy
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
@@ -522,6 +523,35 @@ def test_leaving_while_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             leave.set()
+            await collect(engine.generate(asking(DATE)))
+
+    asyncio.run(asyncio.wait_for(ask(), timeout=60))
+
+
+def test_what_compiles_for_too_long_is_refused_and_so_is_who_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave = threading.Event()
+    prepare = Compiler.prepare
+
+    def slow(self: Compiler, request_id: int, constraint: Constraint) -> None:
+        leave.wait()
+        prepare(self, request_id, constraint)
+
+    monkeypatch.setattr(Compiler, "prepare", slow)
+    monkeypatch.setattr(engine_module, "MAX_COMPILE_S", 0.1)
+
+    async def ask() -> None:
+        async with engine_on(FakeRuntime(num_cells=1024)) as engine:
+            first = asyncio.create_task(collect(engine.generate(asking(DATE))))
+            second = asyncio.create_task(collect(engine.generate(asking(DATE))))
+            assert await collect(engine.generate(asking(None, max_tokens=3)))
+            found = await asyncio.gather(first, second, return_exceptions=True)
+            leave.set()
+            assert sorted(type(error).__name__ for error in found) == [
+                "InvalidRequestError", "UnavailableError"
+            ]  # fmt: skip
+            monkeypatch.setattr(engine_module, "MAX_COMPILE_S", 60.0)
             await collect(engine.generate(asking(DATE)))
 
     asyncio.run(asyncio.wait_for(ask(), timeout=60))
