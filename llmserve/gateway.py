@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -260,18 +261,24 @@ def _load_anew(old: Config) -> Config:
     return new
 
 
-def build_gateway(config: Config, environment: Mapping[str, str]) -> Gateway:
+def build_gateway(
+    config: Config, environment: Mapping[str, str], cache_dir: Path | None = None
+) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
-    `environment` has the keys of remote providers.
+    `environment` has the keys of remote providers; `cache_dir` is for what may be removed any time.
     """
     metrics = Metrics()
+    prefixes = config.server.prefix_cache_dir
+    # No model has a name that begins with an underscore.
+    pinned_dir = prefixes / "_pinned" if prefixes else cache_dir and cache_dir / "prefixes"
     pool = Pool(
         EngineLoader(
             metrics,
             auto_download=config.server.auto_download,
-            prefix_cache_dir=config.server.prefix_cache_dir,
+            prefix_cache_dir=prefixes,
             prefix_cache_disk_bytes=config.server.prefix_cache_disk,
+            pinned_dir=pinned_dir,
         ),
         budget_bytes=MemoryBudget(config.server.memory_budget),
         load_wait_s=config.server.load_wait_s,

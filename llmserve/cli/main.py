@@ -13,7 +13,7 @@ import msgspec
 from llmserve import __version__
 from llmserve.cli import table
 from llmserve.cli.check import check
-from llmserve.cli.options import config_option, load
+from llmserve.cli.options import cache_dir, config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
@@ -84,7 +84,8 @@ def serve(host: str | None, port: int | None, config_path: Path | None, log_leve
     check_files(config.models)  # a missing file is told now, not to the first request
     _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
-    run_server(build_gateway(msgspec.structs.replace(config, server=server), os.environ))
+    config = msgspec.structs.replace(config, server=server)
+    run_server(build_gateway(config, os.environ, cache_dir(os.environ)))
 
 
 def _warn_of_missing_keys(config: Config) -> None:

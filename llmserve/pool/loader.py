@@ -11,6 +11,7 @@ from llmserve.engine.admission import Policy
 from llmserve.engine.disk import DiskOptions, fingerprint
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
+from llmserve.engine.pinning import PinOptions
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.thread import ModelThread
 from llmserve.metrics import Metrics
@@ -38,11 +39,14 @@ class EngineLoader:
         auto_download: bool,
         prefix_cache_dir: Path | None = None,
         prefix_cache_disk_bytes: int = 0,
+        pinned_dir: Path | None = None,
     ) -> None:
+        """Prefixes outlive the server in these folders, those of pinned prompts in the last."""
         self._metrics = metrics
         self._auto_download = auto_download
         self._prefix_cache_dir = prefix_cache_dir
         self._prefix_cache_disk_bytes = prefix_cache_disk_bytes
+        self._pinned_dir = pinned_dir
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
@@ -67,7 +71,7 @@ class EngineLoader:
             thread.shutdown()
             raise
         try:
-            disk = await asyncio.wrap_future(thread.submit(self._disk_options, spec))
+            disk, pinned_disk = await asyncio.wrap_future(thread.submit(self._disk_options, spec))
             return make_engine(
                 spec,
                 runtime,
@@ -75,28 +79,41 @@ class EngineLoader:
                 thread,
                 prefix_cache_bytes=placement.prefix_cache_bytes,
                 disk=disk,
+                pinned=PinOptions(spec.pinned_prompts, pinned_disk),
             )
         except BaseException:
             await asyncio.wrap_future(thread.submit(runtime.close))
             thread.shutdown()
             raise
 
-    def _disk_options(self, spec: ModelSpec) -> DiskOptions | None:
-        """Reads a little of the model's files. No file there is nothing that ends a load."""
+    def _disk_options(self, spec: ModelSpec) -> tuple[DiskOptions | None, DiskOptions | None]:
+        """For prefixes, and for pinned ones. Reads a little of the model's files.
+
+        No file there is nothing that ends a load.
+        """
         from llmserve.engine.llama import build_info
 
-        if self._prefix_cache_dir is None:
-            return None
+        pinned_folder = _folder_in(self._pinned_dir, spec)
+        if not spec.pinned_prompts and not (pinned_folder and pinned_folder.exists()):
+            pinned_folder = None  # else, what was pinned once is removed
+        folder = _folder_in(self._prefix_cache_dir, spec)
+        if folder is None and pinned_folder is None:
+            return None, None
         try:
             stamp = fingerprint(locate_all(spec), build_info())
         except OSError as error:
             log.warning("%s: prefixes are kept in memory only: %s", spec.name, error)
-            return None
-        return DiskOptions(
-            folder=self._prefix_cache_dir / quote(spec.name, safe=""),
-            budget_bytes=self._prefix_cache_disk_bytes,
-            fingerprint=stamp,
-        )
+            return None, None
+        disk = DiskOptions(folder, self._prefix_cache_disk_bytes, stamp) if folder else None
+        if pinned_folder is None:
+            return disk, None
+        # What is pinned stays in memory anyway, however long the disk takes.
+        budget_bytes = self._prefix_cache_disk_bytes
+        return disk, DiskOptions(pinned_folder, budget_bytes, stamp, budget_bytes)
+
+
+def _folder_in(parent: Path | None, spec: ModelSpec) -> Path | None:
+    return parent and parent / quote(spec.name, safe="")
 
 
 def make_engine(
@@ -107,6 +124,7 @@ def make_engine(
     *,
     prefix_cache_bytes: int = 0,
     disk: DiskOptions | None = None,
+    pinned: PinOptions = PinOptions(),  # noqa: B008 - frozen
 ) -> Engine:
     """An engine as `spec` wants it, whose steps and load show in `metrics`."""
 
@@ -142,6 +160,7 @@ def make_engine(
         thread=thread,
         prefix_cache_bytes=prefix_cache_bytes,
         disk=disk,
+        pinned=pinned,
     )
 
 
