@@ -95,6 +95,15 @@ def test_it_outlives_the_store(tmp_path: Path) -> None:
     store.close()
 
 
+def test_nobody_shares_a_folder(tmp_path: Path) -> None:
+    """Two processes would remove each other's files."""
+    store = open_store(tmp_path / "it")
+    with pytest.raises(OSError, match="another process is using"):
+        open_store(tmp_path / "it")
+    store.close()
+    open_store(tmp_path / "it").close()
+
+
 def test_files_are_private_and_whole(tmp_path: Path) -> None:
     store = open_store(tmp_path / "new" / "folder")
     keep(store, PREFIX)
