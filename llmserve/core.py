@@ -124,6 +124,7 @@ class Request(Struct, frozen=True):
     constraint: Constraint | None = None
     priority: Priority = "interactive"
     deterministic: bool = False  # the same bytes every time, whatever else the server does
+    timeout_s: float | None = None  # for all of it; None: no limit but the server's
     cache_prompt: bool = True  # whether what others have computed of the prompt may be used
     tool_use: ToolUse | None = None  # goes with messages
     reasoning_effort: str | None = None  # how much a model that thinks should think
@@ -149,6 +150,7 @@ class EmbeddingRequest(Struct, frozen=True):
     inputs: tuple[str | tuple[int, ...], ...]
     model: str | None = None
     dimensions: int | None = None
+    timeout_s: float | None = None  # for all of it; None: no limit but the server's
 
 
 class Embeddings(Struct, frozen=True, eq=False):

@@ -11,11 +11,15 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
-from llmserve.engine.engine import Engine
+from llmserve.access.keyring import Keyring
+from llmserve.access.keys import Key
+from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
+from llmserve.deadline import limited, within
+from llmserve.engine.facade import Facade
 from llmserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -27,18 +31,27 @@ from llmserve.errors import (
     ProviderError,
     ProviderModelError,
     QueueFullError,
+    RequestLostError,
     ShuttingDownError,
     TooLargeError,
     UnavailableError,
 )
-from llmserve.metrics import Metrics, RequestMeter
+from llmserve.isolation.opener import ProcessOpener
+from llmserve.isolation.retries import Retries
+from llmserve.metrics import Metrics
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
+from llmserve.pool.threads import ThreadOpener
 from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.registry.sources import check_files
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.record import current_record
+from llmserve.telemetry.watch import Watch
+
+if TYPE_CHECKING:
+    from llmserve.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +64,20 @@ _MISCONFIGURED = (ProviderAuthError, ProviderModelError)
 class Gateway:
     """The one way to a model, whatever the dialect of the request."""
 
-    def __init__(self, config: Config, pool: Pool, remotes: Remotes, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        remotes: Remotes,
+        metrics: Metrics,
+        *,
+        keyring: Keyring | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self.config = config
+        self.keyring = keyring or Keyring()
         self.metrics = metrics
+        self.tracing = tracing
         self.pool = pool
         self.remotes = remotes
         self.created_s = int(time.time())  # unix time; constant, for what has to have an age
@@ -89,13 +113,15 @@ class Gateway:
         return self.metrics.render()
 
     async def reload(self) -> ConfigChange:
-        """Read the config file again. Raises `ConfigError`, and then nothing has changed.
+        """Read the config file and that of the keys again. Raises `ConfigError`, and then nothing
+        has changed.
 
         Models that were removed or changed finish their requests first. `[server]` stays.
         """
         old = self.config
-        new = await asyncio.to_thread(_load_anew, old)
+        new, keys = await asyncio.to_thread(_load_anew, old, self.keyring)
         self.config = msgspec.structs.replace(new, server=old.server)
+        self.keyring.replace(keys)
         self.pool.retain(new.models)
         await self.remotes.retain(new.models)
         change = compare(old, new)
@@ -116,24 +142,29 @@ class Gateway:
         Raises `LlmserveError`s; all but `EngineError` and `ProviderError` come before the first
         event.
         """
-        with RequestMeter(self.metrics) as meter:
+        with Watch(request, self.metrics, self.tracing) as watch:
             spec = self.resolve(request.model)
-            meter.model = spec.name
-            async with self._counted(), contextlib.aclosing(self._answer(spec, request)) as events:
+            watch.resolved(spec)
+            stream = self._answer(spec, request, watch.trace_headers)
+            stream = limited(stream, *self._limits_s(request))
+            async with self._counted(), contextlib.aclosing(stream) as events:
                 async for event in events:
-                    meter.see(event)
+                    watch.see(event)
                     yield event
 
-    async def _answer(self, spec: ModelSpec, request: Request) -> EventStream:
+    async def _answer(
+        self, spec: ModelSpec, request: Request, trace_headers: Mapping[str, str]
+    ) -> EventStream:
         """The events of the first model of `spec`'s chain that begins to answer."""
         first_error: LlmserveError | None = None
         for candidate in self._chain(spec, request):
             is_begun = False
             if first_error:
                 self.metrics.fallbacks.labels(spec.name, candidate.name).inc()
-                log.info("%s; asking %s", first_error.message, candidate.name)
+                log.info("%s; asking %s", first_error.log_message, candidate.name)
             try:
-                async with contextlib.aclosing(self._backend(candidate, request)) as events:
+                stream = self._backend(candidate, request, trace_headers)
+                async with contextlib.aclosing(stream) as events:
                     async for event in events:
                         is_begun = True
                         yield event
@@ -160,42 +191,70 @@ class Gateway:
         # What a stand-in cannot do is no fault of the request: the first error is told.
         return isinstance(error, (*_REPLACEABLE, InvalidRequestError, TooLargeError))
 
-    async def _backend(self, spec: ModelSpec, request: Request) -> EventStream:
+    async def _backend(
+        self, spec: ModelSpec, request: Request, trace_headers: Mapping[str, str]
+    ) -> EventStream:
         """The events of this very model."""
         if spec.remote:
-            stream = self.remotes.model(spec).generate(request)
+            stream = self.remotes.model(spec).generate(request, trace_headers)
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
                     yield event
             return
-        async with (
-            self.pool.lease(spec) as engine,
-            contextlib.aclosing(engine.generate(request)) as events,
-        ):
+        async with contextlib.aclosing(self._local(spec, request)) as events:
             async for event in events:
                 yield event
+
+    async def _local(self, spec: ModelSpec, request: Request) -> EventStream:
+        """As `_backend`. What waited in a process that died waits again in the next one."""
+        is_started = False
+        retries = Retries()
+        while True:
+            try:
+                async with (
+                    self.pool.lease(spec) as engine,
+                    contextlib.aclosing(engine.generate(request)) as events,
+                ):
+                    async for event in events:
+                        if not isinstance(event, Started):
+                            yield event
+                        elif not is_started:
+                            is_started = True
+                            request = msgspec.structs.replace(request, seed=event.seed)
+                            yield event
+                    return
+            except RequestLostError as error:
+                retries.note(error)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
 
         Nobody stands in for a model: vectors of two models cannot be compared.
         """
-        with RequestMeter(self.metrics) as meter:
+        with Watch(request, self.metrics, self.tracing) as watch:
             spec = self.resolve(request.model)
-            meter.model = spec.name
+            watch.resolved(spec)
             async with self._counted():
-                embeddings = await self._embed(spec, request)
-            meter.see_embeddings(embeddings)
+                work = self._embed(spec, request, watch.trace_headers)
+                embeddings = await within(work, *self._limits_s(request))
+            watch.see_embeddings(embeddings)
             return embeddings
 
-    async def _embed(self, spec: ModelSpec, request: EmbeddingRequest) -> Embeddings:
+    async def _embed(
+        self, spec: ModelSpec, request: EmbeddingRequest, trace_headers: Mapping[str, str]
+    ) -> Embeddings:
         if spec.remote:
-            return await self.remotes.model(spec).embed(request)
-        async with self.pool.lease(spec) as engine:
-            return await engine.embed(request)
+            return await self.remotes.model(spec).embed(request, trace_headers)
+        retries = Retries()
+        while True:
+            try:
+                async with self.pool.lease(spec) as engine:
+                    return await engine.embed(request)
+            except RequestLostError as error:
+                retries.note(error)
 
     @asynccontextmanager
-    async def engine(self, model: str | None) -> AsyncIterator[Engine]:
+    async def engine(self, model: str | None) -> AsyncIterator[Facade]:
         """The loaded model, for what is no generation. Raises `LlmserveError`s as `generate`."""
         spec = self.local(model)
         async with self._counted(), self.pool.lease(spec) as engine:
@@ -203,6 +262,8 @@ class Gateway:
 
     def resolve(self, name: str | None) -> ModelSpec:
         """The model called or aliased `name`; the default model for None."""
+        if record := current_record():
+            record.model = name
         if name is None:
             return self.config.default
         spec = self.config.names.get(name)
@@ -221,6 +282,9 @@ class Gateway:
                 param="model",
             )
         return spec
+
+    def _limits_s(self, request: Request | EmbeddingRequest) -> tuple[float | None, float | None]:
+        return self.config.server.request_timeout, request.timeout_s
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests; return when the running ones are done, at most after `grace_s`."""
@@ -251,37 +315,68 @@ class Gateway:
             raise ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
-def _load_anew(old: Config) -> Config:
-    """The config as it is now. Raises `ConfigError`, also for a new model without its file."""
+def _load_anew(old: Config, keyring: Keyring) -> tuple[Config, dict[str, Key]]:
+    """The config and the keys as they are now.
+
+    Raises `ConfigError`, also for a new model without its file.
+    """
     new = load_config(old.path)
     try:
         check_files(spec for spec in new.models if spec not in old.models)
     except ModelFileError as error:
         raise ConfigError(f"{new.path}: {error.message}") from error
-    return new
+    return new, keyring.sources.read(new.names)
 
 
 def build_gateway(
-    config: Config, environment: Mapping[str, str], cache_dir: Path | None = None
+    config: Config,
+    environment: Mapping[str, str],
+    *,
+    keyring: Keyring | None = None,
+    tracing: "Tracing | None" = None,
+    first: ModelSpec | None = None,
+    cache_dir: Path | None = None,
 ) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
-    `environment` has the keys of remote providers; `cache_dir` is for what may be removed any time.
+    `environment` has the keys of remote providers, `keyring` those of who may ask.
+    `first` is a model that is going to be loaded at once: its process starts now, and does its
+    imports while the server does its own. `cache_dir` is for what may be removed at any time.
     """
     metrics = Metrics()
-    prefixes = config.server.prefix_cache_dir
+    server = config.server
+    prefixes = server.prefix_cache_dir
     # No model has a name that begins with an underscore.
     pinned_dir = prefixes / "_pinned" if prefixes else cache_dir and cache_dir / "prefixes"
-    pool = Pool(
-        EngineLoader(
-            metrics,
-            auto_download=config.server.auto_download,
-            prefix_cache_dir=prefixes,
-            prefix_cache_disk_bytes=config.server.prefix_cache_disk,
-            pinned_dir=pinned_dir,
-        ),
-        budget_bytes=MemoryBudget(config.server.memory_budget),
-        load_wait_s=config.server.load_wait_s,
-        give_back=give_back,
+    isolated = server.isolation == "process"
+    loader = EngineLoader(
+        metrics,
+        _process_opener(first) if isolated else ThreadOpener(),
+        auto_download=server.auto_download,
+        prefix_cache_dir=prefixes,
+        prefix_cache_disk_bytes=server.prefix_cache_disk,
+        pinned_dir=pinned_dir,
     )
-    return Gateway(config, pool, Remotes(environment, metrics), metrics)
+    pool = Pool(
+        loader,
+        budget_bytes=MemoryBudget(server.memory_budget),
+        load_wait_s=server.load_wait_s,
+        # What was in another process needs nobody to give it back.
+        give_back=(lambda: None) if isolated else give_back,
+        count_crash=metrics.count_crash,
+    )
+    return Gateway(
+        config,
+        pool,
+        Remotes(environment, metrics),
+        metrics,
+        keyring=keyring,
+        tracing=tracing,
+    )
+
+
+def _process_opener(first: ModelSpec | None) -> ProcessOpener:
+    opener = ProcessOpener(log.getEffectiveLevel)
+    if first and not first.remote:
+        opener.start(first.name)
+    return opener

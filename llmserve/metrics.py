@@ -1,9 +1,5 @@
 """What `GET /metrics` shows. One registry per application, so that tests do not share counts."""
 
-import time
-from types import TracebackType
-from typing import Self
-
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -13,9 +9,6 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-
-from llmserve.core import Embeddings, Event, Finished, PromptLogprobs, Queued, Started
-from llmserve.errors import LlmserveError
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _STEP_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -123,6 +116,24 @@ class Metrics:
             registry=registry,
         )
 
+        self.key_requests = Counter(
+            "llmserve_key_requests",
+            "Requests by the name of their API key (none: refused) and the status of the answer",
+            ("key", "status"),
+            registry=registry,
+        )
+        self.key_tokens = Counter(
+            "llmserve_key_tokens",
+            "Tokens of prompts and answers by the name of the API key",
+            ("key",),
+            registry=registry,
+        )
+        self.crashes = Counter(
+            "llmserve_engine_crashes",
+            "Processes of models that died, also while loading",
+            model,
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "llmserve_fallbacks",
             "Requests that another model was asked to answer",
@@ -141,6 +152,9 @@ class Metrics:
             ("model", "url"),
             registry=registry,
         )
+
+    def count_crash(self, model: str) -> None:
+        self.crashes.labels(model).inc()
 
     def count_attempt(self, model: str, outcome: str) -> None:
         self.attempts.labels(model, outcome).inc()
@@ -182,61 +196,3 @@ class Metrics:
     def render(self) -> bytes:
         """The prometheus text format."""
         return generate_latest(self._registry)
-
-
-class RequestMeter:
-    """Counts one request, refused or answered: a context manager that `see`s its events.
-
-    `model` is a name from the config, never the caller's word: each one makes a time series. It
-    is the one asked for until another one answers.
-    """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.model = ""
-        self._metrics = metrics
-        self._outcome = "disconnected"
-        self._last_text_s: float | None = None
-        self._inter_token: Histogram | None = None  # of the model that answers; labels() is slow
-
-    def see(self, event: Event) -> None:
-        metrics = self._metrics
-        match event:
-            case Started(model):
-                self.model = model
-            case Queued() | PromptLogprobs():
-                pass
-            case Finished(reason, _, usage, timings):
-                self._outcome = reason
-                metrics.prompt_tokens.labels(self.model).inc(usage.prompt_tokens)
-                metrics.cached_tokens.labels(self.model).inc(usage.cached_tokens)
-                metrics.generated_tokens.labels(self.model).inc(usage.generated_tokens)
-                metrics.queue_wait.labels(self.model).observe(timings.queue_s)
-                if usage.generated_tokens:
-                    metrics.ttft.labels(self.model).observe(timings.ttft_s)
-            case _:
-                now_s = time.monotonic()
-                if self._inter_token is None:
-                    self._inter_token = metrics.inter_token.labels(self.model)
-                if self._last_text_s is not None:
-                    self._inter_token.observe(now_s - self._last_text_s)
-                self._last_text_s = now_s
-
-    def see_embeddings(self, embeddings: Embeddings) -> None:
-        self._outcome = "embedded"
-        self._metrics.prompt_tokens.labels(self.model).inc(embeddings.prompt_tokens)
-        self._metrics.embeddings.labels(self.model).inc(len(embeddings.vectors))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, LlmserveError):
-            self._outcome = error.code
-        elif isinstance(error, Exception):
-            self._outcome = LlmserveError.code
-        self._metrics.requests.labels(self.model, self._outcome).inc()

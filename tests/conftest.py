@@ -18,6 +18,12 @@ hypothesis.settings.register_profile("llmserve", deadline=None)
 hypothesis.settings.load_profile("llmserve")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-minutes", type=float, default=0, help="how long to fuzz; 0: as in every run"
+    )
+
+
 @pytest.fixture(scope="module")
 def service() -> Iterator[FakeService]:
     """A server over a fake model that answers at once; shared by the tests of a module."""

@@ -20,11 +20,12 @@ import httpx2
 import msgspec
 
 import llmserve
+from llmserve.access.keyring import Keyring
 from llmserve.api.server import Server, listen
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
-from llmserve.pool.loader import make_engine
+from llmserve.pool.loader import observers, policy
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
@@ -32,6 +33,7 @@ from llmserve.pool.progress import Progress
 from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.tracing import Tracing
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 
 T = TypeVar("T")
@@ -65,6 +67,67 @@ def raw_request(method: str, path: str, body: bytes = b"", headers: str = "") ->
 
 def raw_inference(body: Mapping[str, Any], path: str = "/inference") -> bytes:
     return raw_request("POST", path, msgspec.json.encode(body))
+
+
+@dataclass
+class RawAnswer:
+    """One answer as it came over a connection."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        body = msgspec.json.decode(self.body)
+        assert list(body) == ["error"]
+        return dict(body["error"])
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What comes until the other side closes, or resets because it did not read everything."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(65536):
+            data += part
+    return data
+
+
+def drip(connection: socket.socket, part: bytes) -> bytes:
+    """Send `part` now and then, until there is an answer; then the connection is patient again."""
+    connection.settimeout(0.02)
+    for _ in range(int(TIMEOUT_S / 0.02)):
+        with contextlib.suppress(TimeoutError):
+            answer = connection.recv(65536)
+            connection.settimeout(TIMEOUT_S)
+            return answer
+        connection.sendall(part)
+    raise AssertionError("never cut")
+
+
+def read_answer(connection: socket.socket) -> RawAnswer:
+    """One whole answer with a Content-Length, on a connection that stays."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _receive(connection)
+    answer = parse_answer(data)
+    while len(answer.body) < int(answer.headers["content-length"]):
+        answer.body += _receive(connection)
+    return answer
+
+
+def _receive(connection: socket.socket) -> bytes:
+    part = connection.recv(65536)
+    assert part, "closed"
+    return part
+
+
+def parse_answer(data: bytes) -> RawAnswer:
+    head, separator, body = data.partition(b"\r\n\r\n")
+    assert separator, data
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return RawAnswer(int(first.split()[1]), headers, body)
 
 
 def sse_events(text: str) -> list[Any]:
@@ -113,7 +176,9 @@ class FakeService:
     load_gate: threading.Event  # loads wait for it
     load_error: Exception | None
     environment: Mapping[str, str]  # keys of providers
+    keyring: Keyring | None
     bounds: Bounds | None  # of remote answers
+    tracing: Tracing | None
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
@@ -122,16 +187,27 @@ class FakeService:
     base_url: str = ""
     port: int = 0
     loop: asyncio.AbstractEventLoop | None = None
+    server: Server | None = None
 
     def __post_init__(self) -> None:
         pool = Pool(
             self, budget_bytes=lambda resident: 1 << 30, load_wait_s=self.config.server.load_wait_s
         )
         remotes = Remotes(self.environment, self.metrics, self.bounds)
-        self.gateway = Gateway(self.config, pool, remotes, self.metrics)
+        self.gateway = Gateway(
+            self.config,
+            pool,
+            remotes,
+            self.metrics,
+            keyring=self.keyring,
+            tracing=self.tracing,
+        )
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
+
+    def drop(self, spec: ModelSpec) -> None:
+        pass
 
     async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
         await asyncio.to_thread(self.load_gate.wait)
@@ -139,7 +215,13 @@ class FakeService:
             raise self.load_error
         kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
         runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
-        engine = self.engines[spec.name] = make_engine(spec, runtime, self.metrics)
+        engine = self.engines[spec.name] = Engine(
+            spec.name,
+            runtime,
+            policy=policy(spec),
+            default_mode=spec.default_mode,
+            **observers(spec.name, self.metrics),
+        )
         return engine
 
     @property
@@ -154,6 +236,22 @@ class FakeService:
     def num_running(self) -> int:
         """Slots with cells."""
         return sum(bool(cells) for cells in self.runtime.cells)
+
+    @property
+    def num_connections(self) -> int:
+        assert self.server
+        return len(self.server.server_state.connections)
+
+    @property
+    def num_waiting(self) -> int:
+        """Connections that the server waits for."""
+        assert self.server
+        return len(self.server.admission)
+
+    @property
+    def num_answers(self) -> int:
+        assert self.server
+        return self.server.server_state.total_requests
 
     def metric(self, name: str, **labels: str) -> float:
         return metric(self.metrics.render().decode(), name, **labels)
@@ -223,7 +321,9 @@ def fake_service(
     loaded: bool = True,
     load_error: Exception | None = None,
     environment: Mapping[str, str] | None = None,
+    keyring: Keyring | None = None,
     bounds: Bounds | None = None,
+    tracing: Tracing | None = None,
     send_buffer_bytes: int | None = None,
     **runtime_options: Any,
 ) -> Iterator[FakeService]:
@@ -239,15 +339,16 @@ def fake_service(
         load_gate=threading.Event(),
         load_error=load_error,
         environment=environment or {},
+        keyring=keyring,
         bounds=bounds,
+        tracing=tracing,
     )
     listener = listen("127.0.0.1", 0)
     if send_buffer_bytes:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     service.port = listener.getsockname()[1]
     service.base_url = f"http://127.0.0.1:{service.port}"
-    uvicorn_server = _ThreadServer(service.gateway, listener)
-    uvicorn_server.config.http = "h11"  # what a plain installation has
+    uvicorn_server = service.server = _ThreadServer(service.gateway, listener)
     thread = threading.Thread(target=_run, args=(uvicorn_server, service))
     _error_log.services.append(service)
     thread.start()
@@ -311,7 +412,7 @@ class ServerProcess:
 
     def _find_address(self) -> bool:
         assert self._process.poll() is None, "".join(self.log)
-        found = re.search(r"listening on (http://\S+)", "".join(self.log))
+        found = re.search(r'listening on (http:[^\s"]+)', "".join(self.log))
         self.base_url = found[1] if found else ""
         return bool(found)
 

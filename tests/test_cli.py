@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmserve import __version__
+from llmserve.access.keys import Key, sha256
+from llmserve.access.sources import read_file
 from llmserve.cli.main import cli
 from llmserve.cli.options import cache_dir
 from llmserve.core import Delta, EventStream, ReasoningDelta, Request
@@ -147,6 +149,7 @@ def test_serve_refuses_a_model_without_its_file(tmp_path: Path) -> None:
         ("serve", "--port=70000"),
         ("serve", "--port=x"),
         ("serve", "--log-level=loud"),
+        ("serve", "--log-format=xml"),
         ("run",),
         ("run", "smollm2", "--temperature=3", "x"),
         ("run", "smollm2", "--temperature=nan", "x"),
@@ -189,7 +192,7 @@ def test_run_shows_thoughts_beside_the_answer(
 
         async def close(self) -> None: ...
 
-    monkeypatch.setattr("llmserve.gateway.build_gateway", lambda config, environment: Thinker())
+    monkeypatch.setattr("llmserve.gateway.build_gateway", lambda *args, **keys: Thinker())
     monkeypatch.chdir(place)
     cli(["run", "smollm2", "Name a colour."], standalone_mode=False)
     assert capsys.readouterr() == ("Blue\n", "Hm.\n\n")
@@ -239,3 +242,28 @@ def test_run_refuses_what_is_not_text(place: Path) -> None:
 )
 def test_the_cache_folder_is_where_xdg_says(environment: dict[str, str], expected: str) -> None:
     assert cache_dir(environment) == Path(expected).expanduser()
+
+
+# -- keys ----------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_printed_once_and_its_hash_is_added(tmp_path: Path) -> None:
+    done = llmserve("keys", "new", "alice", "--add", "keys.toml", cwd=tmp_path)
+    assert done.returncode == 0
+    (secret,) = done.stdout.splitlines()
+    assert secret not in done.stderr + (tmp_path / "keys.toml").read_text()
+    assert read_file(tmp_path / "keys.toml") == {"alice": Key(sha256(secret.encode()))}
+    again = llmserve("keys", "new", "alice", "--add", "keys.toml", cwd=tmp_path)
+    assert "'alice' is there already" in refusal(again, 1)
+    assert not again.stdout
+
+
+def test_a_new_key_without_a_file(tmp_path: Path) -> None:
+    done = llmserve("keys", "new", "alice", cwd=tmp_path)
+    (secret,) = done.stdout.splitlines()
+    assert f'[keys.alice]\nsha256 = "{sha256(secret.encode())}"\n' in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_needs_a_name(tmp_path: Path) -> None:
+    assert "'a b' is no name" in refusal(llmserve("keys", "new", "a b", cwd=tmp_path), 2)

@@ -196,8 +196,7 @@ def test_a_local_queue_that_is_full_falls_back(upstream: h.Hostile) -> None:
     ):
         running = [pool.submit(service.post, {**ASK, "model": "fake"}) for _ in range(4)]
         wait_until(lambda: service.num_running == 4 or service.gateway.num_active == 4)
-        model = service.gateway.pool.look(service.config.default)
-        wait_until(lambda: model.engine and model.engine._num_active == 4)
+        wait_until(lambda: service.engines and service.engines["fake"]._num_active == 4)
         assert answered_by(service.post({**ASK, "model": "fake"})) == "cloud"
         service.step(1000)
         assert {answered_by(each.result()) for each in running} == {"fake"}

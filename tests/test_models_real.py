@@ -273,7 +273,7 @@ def test_models_toml_is_read_again(folder: Path, by_signal: bool) -> None:
         reload("there is no file")
         check_answers(server, "local")
         config.write_text('[models.added]\npath = "tiny.gguf"\ncontext_length = 256\n')
-        reload("gateway: reloaded")
+        reload("reloaded ")
         check_answers(server, "added")
         assert ask(server, "local")[0] == 404
         server.wait_log("unloaded local")

@@ -94,7 +94,9 @@ def test_choices_share_their_prompt(server: ServerProcess) -> None:
     assert num_computed(server) - before <= most
 
 
-def test_a_restarted_server_is_warm(config: Path) -> None:
+def test_a_restarted_server_is_warm(tmp_path: Path) -> None:
+    config = tmp_path / "models.toml"  # a folder is used by one server at a time
+    config.write_text(CONFIG)
     turns = (f"Restart. {SYSTEM}", "When does it open?")
     with server_process(config) as server:
         cold = chat(server, *turns)

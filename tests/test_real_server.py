@@ -306,6 +306,18 @@ def test_signals_while_the_model_loads(config: Path) -> None:
         server.stop()
 
 
+def test_two_signals_at_once(config: Path) -> None:
+    server = ServerProcess(config)
+    try:
+        server.signal(signal.SIGSTOP)  # it wakes up to both, in one turn of its loop
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGCONT)
+        assert server.wait() == 0
+    finally:
+        server.stop()
+
+
 def test_a_killed_server_can_start_again_on_its_port(config: Path) -> None:
     with server_process(config) as server, ThreadPoolExecutor(2) as threads:
         running = start_requests(server, threads, 2, 900)
@@ -332,6 +344,7 @@ def test_a_port_in_use_is_one_clear_line(server: ServerProcess, config: Path) ->
 def check_log(server: ServerProcess) -> None:
     log = "".join(server.log)
     assert "Traceback" not in log, log
-    errors = [line for line in server.log if " ERROR " in line]
+    lines = [msgspec.json.decode(line) for line in server.log]
+    errors = [line for line in lines if line["level"] == "error"]
     # llama.cpp calls it an error that a step was interrupted.
-    assert all("llmserve.engine.llama: " in line for line in errors), log
+    assert {line["logger"] for line in errors} <= {"llmserve.engine.llama"}, log

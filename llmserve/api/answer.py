@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from llmserve.api.errors import Describe, describe, encode_error
+from llmserve.api.errors import Describe, as_llmserve_error, describe, encode_error
 from llmserve.api.merge import IndexedStream
 from llmserve.core import (
     Delta,
@@ -34,6 +34,7 @@ from llmserve.core import (
     ToolCallDelta,
 )
 from llmserve.errors import LlmserveError
+from llmserve.telemetry.record import note_error
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -198,6 +199,7 @@ class StreamedAnswer(Answer, Generic[T]):
                     await self._send_part(send, self._encode(event))
         except Exception as error:  # too late for a status
             await self._send_part(send, self._encode_failure(error))
+            note_error(as_llmserve_error(error).code)
             if not isinstance(error, LlmserveError):
                 log.exception("a stream failed")
         finally:

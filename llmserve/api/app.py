@@ -10,10 +10,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmserve.api import errors, models, openai, operations, ops
+from llmserve.api.access import Keys
 from llmserve.api.docs import docs, docs_file
+from llmserve.api.hosts import HostCheck, with_cors
 from llmserve.api.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.request_id import RequestIds
+from llmserve.api.request_log import RequestLog
+from llmserve.api.upload import Uploads
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -43,11 +46,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         yield
         await gateway.close()
 
+    on_error = errors.LlmserveErrorHandler(openai.DESCRIBES)
     app = Starlette(
         routes=ROUTES,
         lifespan=lifespan,
         exception_handlers={
-            LlmserveError: errors.LlmserveErrorHandler(openai.DESCRIBES),
+            LlmserveError: on_error,
             HTTPException: errors.on_http_exception,
             ClientDisconnect: errors.on_client_gone,
             Exception: errors.on_bug,
@@ -55,5 +59,15 @@ def create_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.redirect_slashes = False  # a path is right or it is a 404
     app.state.gateway = gateway
+    app.state.uploads = Uploads(gateway.config.server)
     app.state.document = Document(ROUTES, OPERATIONS)
-    return RequestIds(app)
+    return _guarded(app, gateway, on_error)
+
+
+def _guarded(app: ASGIApp, gateway: Gateway, on_error: errors.LlmserveErrorHandler) -> ASGIApp:
+    """`app` behind all that looks at a request before it; the last line is the first to look."""
+    server = gateway.config.server
+    app = Keys(app, gateway, on_error)
+    app = with_cors(app, server)  # browsers ask without a key what they may ask with one
+    app = HostCheck(app, server, on_error)
+    return RequestLog(app, gateway.tracing, log_prompts=server.log_prompts)

@@ -1,4 +1,4 @@
-"""Bytes <-> wire Structs: the one place that reads bodies and knows msgspec's errors."""
+"""Bytes <-> wire Structs: the one place that knows msgspec's errors."""
 
 import difflib
 import re
@@ -7,17 +7,12 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
-from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.errors import InvalidRequestError, TooLargeError
+from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")
 Schema = dict[str, Any]
-
-
-class BodyTooLargeError(TooLargeError):
-    """The rest of the body was not read, so the connection cannot be used again."""
 
 
 class UnknownFieldError(InvalidRequestError):
@@ -33,23 +28,7 @@ class UnknownKindError(InvalidRequestError):
 
 
 _MAX_SHOWN = 80  # characters of a wrong value in a message
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; cut off, with `BodyTooLargeError`, as soon as it exceeds `max_bytes`."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(f"{int(declared)} bytes", max_bytes)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_bytes:
-            raise _too_large(f"more than {len(body)} bytes", max_bytes)
-    return bytes(body)
-
-
-def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body has {size}; this server takes at most {max_bytes}")
+_MAX_SEARCHED = 256 << 10  # bytes of a body: a million things in a larger one hold up the streams
 
 
 def decode_body(body: bytes | Raw, wire_type: type[T], *, at: str = "") -> T:
@@ -103,17 +82,18 @@ def _explain(message: str, body: bytes, wire_type: type[object], at: str) -> Inv
     what, is_key, inner = _split(message)
     path = _join(at, inner)
     if unknown := re.search(r"unknown field `(.*)`", what, re.DOTALL):
-        return _unknown_field(_clipped(unknown[1]), path, _schema_at(inner, wire_type))
+        return _unknown_field(clipped(unknown[1]), path, _schema_at(inner, wire_type))
     if missing := re.search(r"missing required field `(.*)`", what):
         field = _join(path, missing[1])
         return MissingFieldError(f"{field} is missing", param=field)
     if is_key:
         return InvalidRequestError(f"a key of {path} is wrong: {what}", param=path)
+    value = "wrong"
     try:
-        value = _shown(_value_at(inner, msgspec.json.decode(body)))
+        if len(body) <= _MAX_SEARCHED:
+            value = _shown(_value_at(inner, msgspec.json.decode(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
-        # msgspec stops at the first fault: a later one, or a repeated key, can spoil the rest.
-        value = "wrong"
+        pass  # msgspec stops at the first fault: a later one, or a repeated key, can spoil the rest
     allowed = _describe(_schema_at(inner, wire_type), _definitions(wire_type))
     return InvalidRequestError(
         f"{path or 'the body'} is {value}; it must be {allowed}", param=path or None
@@ -155,10 +135,10 @@ def _value_at(path: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return _clipped(msgspec.json.encode(value).decode())
+    return clipped(msgspec.json.encode(value).decode())
 
 
-def _clipped(text: str) -> str:
+def clipped(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
 
 

@@ -15,12 +15,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.body import BodyTooLargeError
 from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
-from llmserve.errors import LlmserveError
+from llmserve.api.upload import CUT_OFF
+from llmserve.errors import (
+    AuthenticationError,
+    DeadlineError,
+    LlmserveError,
+    PermissionDeniedError,
+    RateLimitError,
+)
+from llmserve.telemetry.record import DISCONNECTED, note_error
 
 _LINGER_S = 2
 _LINGER_BYTES = 32 << 20
+# Raised before the body was read, all of it or any.
+_EARLY = (*CUT_OFF, AuthenticationError, PermissionDeniedError, RateLimitError)
 
 
 class Description(NamedTuple):
@@ -56,10 +65,15 @@ class LlmserveErrorHandler:
 
     async def __call__(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, LlmserveError)
+        note_error(error.code)
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
-        kind = _LastResponse if isinstance(error, BodyTooLargeError) else Response
+        if isinstance(error, DeadlineError):  # OpenAI's clients would ask again, twice
+            headers["x-should-retry"] = "false"
+        if isinstance(error, AuthenticationError):
+            headers["www-authenticate"] = 'Bearer realm="llmserve"'
+        kind = _LastResponse if isinstance(error, _EARLY) and _has_body(request) else Response
         describe_error = self._describe_for(request.scope["path"])
         status = describe_error(error).status
         return kind(encode_error(error, describe_error), status, headers, "application/json")
@@ -75,6 +89,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such route, wrong method."""
     assert isinstance(error, HTTPException)
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    note_error(code)
     message = f"{request.method} {request.scope['path']}: {error.detail}"
     body = msgspec.json.encode(ErrorEnvelope(ErrorBody("invalid_request_error", code, message)))
     return Response(body, error.status_code, error.headers, "application/json")
@@ -82,12 +97,18 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
     """The client left before its body was complete: nobody reads this answer."""
+    note_error(DISCONNECTED)
     return Response(status_code=400)
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything we did not foresee; starlette raises it again after this answer, for the log."""
     return Response(encode_error(error), 500, None, "application/json")
+
+
+def _has_body(request: Request) -> bool:
+    headers = request.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 class _LastResponse(Response):

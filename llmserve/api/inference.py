@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer, sse_event
-from llmserve.api.body import decode_body, read_body
+from llmserve.api.body import decode_body
+from llmserve.api.caller import caller_of
 from llmserve.api.merge import merge
 from llmserve.api.schemas.fields import stop_strings
 from llmserve.api.schemas.native import (
@@ -23,6 +24,7 @@ from llmserve.api.schemas.native import (
     StreamDelta,
     StreamReasoning,
 )
+from llmserve.api.upload import read_body
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.engine.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
@@ -32,8 +34,8 @@ from llmserve.gateway import Gateway
 async def inference(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server
-    wire = decode_body(await read_body(request, server.max_body_bytes), InferenceRequest)
-    events = gateway.generate(to_core(wire))
+    wire = decode_body(await read_body(request), InferenceRequest)
+    events = caller_of(request).generate(to_core(wire))
     if wire.stream:
         return StreamedAnswer(events, StreamEncoder().encode, keep_alive_s=server.keep_alive_s)
     return FoldedAnswer(merge([events]), render_details if wire.details else render_text)
@@ -58,6 +60,7 @@ def to_core(wire: InferenceRequest) -> core.Request:
         constraint=_constraint(wire.response_format),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
     )
 
 

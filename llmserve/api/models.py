@@ -6,8 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.api.body import json_response
+from llmserve.api.caller import caller_of
 from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
 from llmserve.gateway import Gateway
+from llmserve.pool.budget import process_bytes
 from llmserve.pool.model import Model, State
 from llmserve.registry.config import ModelSpec
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     body = ModelList(
-        models=[_status(gateway, spec) for spec in gateway.config.models],
+        models=[_status(gateway, spec) for spec in caller_of(request).models],
         memory_budget=gateway.pool.budget_bytes,
         memory_used=gateway.pool.resident_bytes,
     )
@@ -29,6 +31,7 @@ async def load_model(request: Request) -> Response:
     """Answers when the model is ready, or with what keeps it from being so."""
     gateway: Gateway = request.app.state.gateway
     spec = gateway.local(request.path_params["name"])
+    gateway.pool.forgive(spec)
     async with gateway.pool.lease(spec):
         pass
     return json_response(_status(gateway, spec))
@@ -89,5 +92,9 @@ def _local_status(model: Model) -> ModelStatus:
         last_used=model.last_used_s or None,
         pinned=model.spec.pinned,
         error=model.error.message if model.error else None,
+        pid=model.engine.pid if model.engine else None,
+        memory=process_bytes(model.engine.pid) if model.engine and model.engine.pid else None,
+        crashes=model.restarts.num_crashes,
+        log=list(model.log_lines) or None,
         fallback=model.spec.fallback,
     )

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 import llmserve
+from llmserve.api.access import Level, level_of
 from llmserve.api.operation import Operation
 from llmserve.api.schemas.errors import ErrorEnvelope
 
@@ -34,6 +35,13 @@ _HEAD = {
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
 }
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+# A server without keys asks for none, and the document is the same on every server.
+_ANY_SCHEME: list[Json] = [{}, *({name: []} for name in _SCHEMES)]
+_KEY_ERRORS = {Level.OPEN: (), Level.KEY: (401,), Level.ADMIN: (401,)}
 
 
 class Document:
@@ -66,7 +74,11 @@ def build_document(routes: Iterable[BaseRoute], operations: Mapping[str, Operati
     for route in shown:
         _fill_items(operations[route.path], schemas, components)
     paths = {_path(route): _path_item(route, operations[route.path], schemas) for route in shown}
-    return {**_HEAD, "paths": paths, "components": {"schemas": components}}
+    return {
+        **_HEAD,
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": _SCHEMES},
+    }
 
 
 def _types(operation: Operation) -> list[Any]:
@@ -92,11 +104,16 @@ def _path(route: Route) -> str:
 
 def _path_item(route: Route, operation: Operation, schemas: Mapping[Any, Json]) -> Json:
     (method,) = (route.methods or set()) - {"HEAD"}
+    level = level_of(_path(route))
+    errors = {*operation.errors, *_KEY_ERRORS[level], 403, 500}  # 403: foreign hosts and pages
+    if level is Level.KEY and method == "POST":
+        errors.add(429)
     item: Json = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{_path(route)}").strip("_"),
         "summary": operation.summary,
         "tags": [operation.tag],
-        "responses": _responses(operation, schemas),
+        "security": [] if level is Level.OPEN else _ANY_SCHEME,
+        "responses": _responses(operation, errors, schemas),
     }
     parameters = [_parameter(name, "path") for name in route.param_convertors]
     parameters += [_parameter(name, "query") for name in operation.query]
@@ -115,21 +132,21 @@ def _parameter(name: str, place: str) -> Json:
     return {"name": name, "in": place, "required": is_path, "schema": schema, "example": "default"}
 
 
-def _responses(operation: Operation, schemas: Mapping[Any, Json]) -> Json:
+def _responses(operation: Operation, errors: Iterable[int], schemas: Mapping[Any, Json]) -> Json:
     if isinstance(operation.answer, str):
         answer: Json = {operation.answer: {"schema": {"type": "string"}}}
     else:
         answer = {_JSON: {"schema": schemas[operation.answer]}}
     if operation.events:
         answer[_EVENTS] = {"schema": _event(operation.events, schemas)}
-    errors = {
+    problems = {
         str(status): {
             "description": HTTPStatus(status).phrase,
             "content": {_JSON: {"schema": schemas[ErrorEnvelope]}},
         }
-        for status in sorted((*operation.errors, 500))
+        for status in sorted(errors)
     }
-    return {"200": {"description": operation.summary, "content": answer}, **errors}
+    return {"200": {"description": operation.summary, "content": answer}, **problems}
 
 
 def _event(events: Sequence[Any], schemas: Mapping[Any, Json]) -> Json:

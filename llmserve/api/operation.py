@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
-BODY = (400, 413)  # the errors of a route that reads a body,
+BODY = (400, 408, 413)  # the errors of a route that reads a body,
 MODEL = (404, 503)  # of one that needs a model,
 GENERATION = (*BODY, *MODEL, 429, 502, 504)  # and of one that lets it write
 
@@ -20,4 +20,4 @@ class Operation(Struct, frozen=True, kw_only=True):
     answer: Any
     events: tuple[Any, ...] = ()  # of a stream, which is given if the body's `stream` is true
     items: dict[str, tuple[Any, ...]] = {}  # of arrays of the body that are decoded one by one
-    errors: tuple[int, ...] = ()  # beside 500
+    errors: tuple[int, ...] = ()  # beside 500 and those of API keys

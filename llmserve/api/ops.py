@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from llmserve.api.body import json_response
 from llmserve.api.schemas.ops import Status
+from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
 
@@ -14,7 +15,14 @@ async def health(request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    gateway.check_ready()
+    try:
+        gateway.check_ready()
+    except LlmserveError as error:
+        if gateway.keyring.is_open:
+            raise
+        # A probe has no key, and names and paths are not for everybody.
+        message = "the server is not ready; GET /models says why"
+        raise type(error)(message, retry_after_s=error.retry_after_s) from error
     return json_response(Status("ready"))
 
 

@@ -7,6 +7,7 @@ third waits for nobody.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -14,7 +15,10 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from llmserve.access.exposure import check_exposure
+from llmserve.api.admission import Admission, allowed_connections
 from llmserve.api.app import create_app
+from llmserve.api.connection import Connection
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
 
@@ -24,10 +28,18 @@ _FLUSH_S = 2  # for the last bytes of cancelled answers
 _BACKLOG = 2048  # connections that the kernel holds for us; uvicorn's default
 
 
-def serve(gateway: Gateway) -> None:
-    """Run until a signal ends the server. Raises `ConfigError` if the address is not free."""
+def serve(gateway: Gateway, *, insecure_no_auth: bool = False) -> None:
+    """Run until a signal ends the server.
+
+    Raises `ConfigError` if the address is not free, or is open to others and no key is asked for.
+    """
     server = gateway.config.server
     with listen(server.host, server.port) as listener:
+        check_exposure(  # of the address itself: what a name or "" means only the system knows
+            listener.getsockname()[0],
+            has_keys=not gateway.keyring.is_open,
+            is_insecure_meant=insecure_no_auth,
+        )
         Server(gateway, listener).run()
 
 
@@ -52,8 +64,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 class Server(uvicorn.Server):
     def __init__(self, gateway: Gateway, listener: socket.socket) -> None:
+        server = gateway.config.server
+        self.admission = Admission(allowed_connections(server.max_connections))
         config = uvicorn.Config(
             create_app(gateway),
+            http=functools.partial(Connection, self.admission, server),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,
@@ -88,6 +103,8 @@ class Server(uvicorn.Server):
     def _on_signal(self) -> None:
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
+            # Not at the task's end: the second signal may cancel it before it begins.
+            self._ending.add_done_callback(self._on_ended)
         elif not self._ending.cancel():  # it has ended: only uvicorn still waits
             self.force_exit = True
 
@@ -106,7 +123,9 @@ class Server(uvicorn.Server):
         try:
             await self._gateway.drain(grace_s)
         finally:
-            try:
-                await self._gateway.close()
-            finally:
-                self.should_exit = True
+            await self._gateway.close()
+
+    def _on_ended(self, ending: asyncio.Task[None]) -> None:
+        self.should_exit = True
+        if not ending.cancelled() and (error := ending.exception()):
+            log.error("the shutdown failed", exc_info=error)

@@ -1,12 +1,16 @@
 """`scripts/bench`."""
 
+import signal
+import sys
 from pathlib import Path
 
 import click
 
+from llmserve.bench import connections as connections_bench
 from llmserve.bench import constrained as constrained_bench
 from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import embeddings as embeddings_bench
+from llmserve.bench import faults as faults_bench
 from llmserve.bench import pool as pool_bench
 from llmserve.bench import prefix as prefix_bench
 from llmserve.bench import remote as remote_bench
@@ -14,10 +18,13 @@ from llmserve.bench import scheduling as scheduling_bench
 from llmserve.bench import speculation as speculation_bench
 from llmserve.bench import sweep as sweep_bench
 from llmserve.bench import throughput
-from llmserve.bench.figures import render
+from llmserve.bench.figures import Figure, render
 from llmserve.bench.load import Target
+from llmserve.bench.soak import drive as soak_drive
+from llmserve.bench.soak import run as soak_run
 from llmserve.bench.targets import OpenAIPeer, Server
 
+_INTERRUPTED = 130  # as a shell has it
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
 rounds_option = click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100))
 peer_option = click.option(
@@ -54,6 +61,7 @@ def main(
       scripts/bench --rounds 5 --json
       scripts/bench --peer http://127.0.0.1:8080     a llama-server on the same model file
       scripts/bench pool                             loading, unloading, swapping models
+      scripts/bench connections                      a request beside 2,500 idle and slow clients
       scripts/bench constrained                      answers under a JSON schema
       scripts/bench dialects                         what OpenAI's dialect costs
       scripts/bench remote                           what the gateway adds to a provider
@@ -62,6 +70,8 @@ def main(
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
       scripts/bench speculation                      guesses where an answer repeats its prompt
       scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
+      scripts/bench faults --rounds 20               a model's process dies or hangs under streams
+      scripts/bench soak --minutes 10                mixed load with faults: what is lost or wrong
     """
     if ctx.invoked_subcommand:
         return
@@ -81,6 +91,15 @@ def main(
 def pool(config: Path, rounds: int, as_json: bool) -> None:
     """Time to first token of a warm, a cold and a swapped model; what the pool adds to a load."""
     click.echo(render(pool_bench.run(config, num_rounds=rounds), as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@json_option
+def connections(config: Path, rounds: int, as_json: bool) -> None:
+    """A normal request beside 2,000 idle and 500 slow connections, and what an idle one takes."""
+    click.echo(render(connections_bench.run(config, num_rounds=rounds), as_json=as_json))
 
 
 @main.command()
@@ -191,6 +210,44 @@ def remote(rounds: int, as_json: bool) -> None:
 def embeddings(config: Path, rounds: int, as_json: bool) -> None:
     """64 short texts in one call, against 64 calls."""
     click.echo(render(embeddings_bench.run(config, num_rounds=rounds), as_json=as_json))
+
+
+@main.command()
+@config_option
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--stall", default=10.0, show_default=True, help="Seconds of `stall_timeout`.")
+@json_option
+def faults(config: Path, rounds: int, stall: float, as_json: bool) -> None:
+    """A model's process is killed or stopped under 16 streams; exit code 1 if that hurts others."""
+    figures, troubles = faults_bench.run(config, num_rounds=rounds, stall_s=stall)
+    _conclude(figures, troubles, as_json=as_json)
+
+
+@main.command()
+@config_option
+@click.option("--minutes", default=10.0, show_default=True, type=click.FloatRange(0.2, 24 * 60))
+@click.option("--rate", default=2.0, show_default=True, help="Requests a second.")
+@click.option("--seed", default=1, show_default=True, help="Of everything that is drawn.")
+@click.option("--no-kills", is_flag=True, help="Leave the models' processes alone.")
+@json_option
+def soak(
+    config: Path, minutes: float, rate: float, seed: int, no_kills: bool, as_json: bool
+) -> None:
+    """Mixed load, bad input, swaps and kills; exit code 1 if anything was lost, wrong or hung."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the server too
+    plan = soak_drive.Plan(minutes, seed, rate, has_faults=not no_kills)
+    result = soak_run.run(config, plan)
+    _conclude(result.figures, result.troubles, as_json=as_json)
+    sys.exit(0 if result.is_whole else _INTERRUPTED)
+
+
+def _conclude(figures: list[Figure], troubles: list[str], *, as_json: bool) -> None:
+    """Print all, and end with 1 if there was trouble or a figure is not what it must be."""
+    click.echo(render(figures, as_json=as_json))
+    for line in troubles:
+        click.echo(line, err=True)
+    if troubles or any(figure.verdict == "MISSED" for figure in figures):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

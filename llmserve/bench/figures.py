@@ -38,7 +38,9 @@ def render(figures: list[Figure], *, as_json: bool) -> str:
         return msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
     lines = [_machine(), "", "| figure | measured | reach | |", "|---|---|---|---|"]
     for figure in figures:
-        value = f"{figure.value:.{2 if figure.value < 10 else 0}f} {figure.unit}".strip()
+        is_count = figure.value == int(figure.value)
+        num_digits = 0 if is_count or figure.value >= 10 else 2
+        value = f"{figure.value:.{num_digits}f} {figure.unit}".strip()
         lines.append(f"| {figure.name} | {value} | {figure.reach} | {figure.verdict} |")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx2
 import msgspec
@@ -64,19 +64,29 @@ class BareLoop:
 
 
 _QUIET = ("--log-level", "warning")
+_END_S = 60.0
 
 
 class Server:
     """`llmserve serve` in a subprocess, as a user starts it."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, log: IO[bytes] | None = None) -> None:
+        """With a `log` for its stderr it is out of the terminal's reach: Ctrl-C is for us only."""
         self.port = _free_port()
         command = (sys.executable, "-m", "llmserve", "serve", "--config", config)
         begin_s = time.perf_counter()
-        self._process = subprocess.Popen([*command, "--port", str(self.port), *_QUIET])
+        self._process = subprocess.Popen(
+            [*command, "--port", str(self.port), *_QUIET],
+            stderr=log,
+            start_new_session=log is not None,
+        )
         self.url = f"http://127.0.0.1:{self.port}"
         self.healthy_s = self._poll("/health", begin_s)
         self.ready_s = self._poll("/ready", begin_s)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def rss_bytes(self) -> int:
@@ -87,6 +97,15 @@ class Server:
         """CPU time that it has taken so far."""
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
+
+    def end(self) -> int:
+        """Ask it to, and return its exit code: that of SIGKILL if it takes longer than it may."""
+        self._process.terminate()
+        try:
+            return self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def _poll(self, route: str, begin_s: float) -> float:
         """Seconds from `begin_s` until `route` answers 200."""
@@ -104,8 +123,7 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None
     ) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self.end()
 
 
 class Native:

@@ -120,11 +120,11 @@ class ChatStyle:
         if not self._is_known:
             return False  # it may, but then asks for calls that nobody could read
         listed = [{"type": "function", "function": as_function(_PROBE_TOOL)}]
-        return _PROBE_TOOL.name in (self._try([_PROBE_USER], listed) or "")
+        return _PROBE_TOOL.name in (self._template.attempt([_PROBE_USER], listed) or "")
 
     @functools.cached_property
     def _takes_system(self) -> bool:
-        text = self._try([Message("system", "probe_system"), _PROBE_USER])
+        text = self._template.attempt([Message("system", "probe_system"), _PROBE_USER])
         return text is not None and "probe_system" in text
 
     @functools.cached_property
@@ -137,23 +137,12 @@ class ChatStyle:
         second = replace(_PROBE_CALL, id="probeid02", name="second_tool")
         for has_objects, has_null in product((True, False), repeat=2):
             calls = CallShape(has_objects, has_null, self.format.short_ids)
-            text = self._try([_PROBE_USER, call, result], shape=calls) or ""
+            text = self._template.attempt([_PROBE_USER, call, result], shape=calls) or ""
             if "probe_result" in text and _shows_arguments(text):
                 several = [replace(call, tool_calls=(_PROBE_CALL, second)), result]
-                both = self._try([_PROBE_USER, *several], shape=calls) or ""
+                both = self._template.attempt([_PROBE_USER, *several], shape=calls) or ""
                 return _Shape(calls, takes_several=second.name in both)
         return None
-
-    def _try(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] | None = None,
-        shape: CallShape = USUAL_SHAPE,
-    ) -> str | None:
-        try:
-            return self._template.render(messages, tools, shape=shape)
-        except InvalidRequestError:
-            return None
 
 
 class _Shape(NamedTuple):

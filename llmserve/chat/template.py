@@ -1,7 +1,7 @@
 """A model's own chat template, rendered in jinja's immutable sandbox.
 
 The template is code from a downloaded file (CVE-2024-34359): it never runs in any other
-environment than `_environment`.
+environment than `_environment`, and within the limits of `chat/meter.py`.
 """
 
 import datetime
@@ -9,18 +9,20 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 import jinja2.meta
-from jinja2.ext import Extension
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llmserve.chat.meter import OverLimitsError
+from llmserve.chat.sandbox import Sandbox
 from llmserve.core import Message, ToolCall
 from llmserve.errors import InvalidRequestError
+
+MAX_SOURCE_LEN = 128 * 1024  # characters; the largest known have 30,000
+MAX_REASON_LEN = 500  # of a template's own words in an error
+MAX_DATE_LEN = 256  # of a format: the C library can make 256 times as much of it
 
 
 class CallShape(NamedTuple):
@@ -45,16 +47,19 @@ class ChatTemplate:
         self.source = source
         self.fault: str | None = None
         self._constants = {"bos_token": bos_text, "eos_token": eos_text}
-        self._template: jinja2.Template | None = None
+        self._compiled: Callable[[dict[str, Any]], str] | None = None
+        if len(source) > MAX_SOURCE_LEN:
+            self.fault = f"it has {len(source)} characters, over {MAX_SOURCE_LEN}"
+            return
         try:
-            self._template = _environment().from_string(source)
+            self._compiled = _environment().compiled(source)
         except Exception as error:  # jinja's own, or Python's for a source nested too deeply
             self.fault = str(error) or type(error).__name__
 
     @functools.cached_property
     def variables(self) -> frozenset[str]:
         """The names that it reads and does not define."""
-        if self._template is None:
+        if self._compiled is None:
             return frozenset()
         environment = _environment()
         return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(self.source)))
@@ -70,14 +75,14 @@ class ChatTemplate:
         """`tools` are as OpenAI's. Raises `InvalidRequestError` with the template's own words if
         it refuses.
         """
-        if self._template is None:
+        if self._compiled is None or self.fault is not None:
             raise InvalidRequestError(
                 f"the model's chat template is broken: {self.fault}; use mode completion",
                 param="mode",
             )
         turns = [_as_dict(message, shape) for message in messages]
         try:
-            return self._template.render(
+            return self._compiled(
                 {
                     **(variables or {}),
                     **self._constants,
@@ -87,11 +92,34 @@ class ChatTemplate:
                     "add_generation_prompt": True,
                 }
             )
+        except OverLimitsError as error:
+            raise InvalidRequestError(
+                f"the model's chat template goes over its limits with these messages: {error}",
+                param="messages",
+            ) from error
         except Exception as error:
             # Whatever the template's code trips over: a wrong role order, a sandbox violation.
             raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages"
+                f"the model's chat template refuses these messages: {str(error)[:MAX_REASON_LEN]}",
+                param="messages",
             ) from error
+
+    def attempt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        shape: CallShape = USUAL_SHAPE,
+    ) -> str | None:
+        """What `render` makes of a trial, None if it refuses.
+
+        A template that goes over its limits with so little is broken.
+        """
+        try:
+            return self.render(messages, tools, shape=shape)
+        except InvalidRequestError as error:
+            if isinstance(error.__cause__, OverLimitsError):
+                self.fault = str(error.__cause__)
+            return None
 
 
 def _as_dict(message: Message, shape: CallShape) -> dict[str, Any]:
@@ -131,27 +159,10 @@ def _call_id(id: str, shape: CallShape) -> str:  # noqa: A002
     return hashlib.sha256(id.encode()).hexdigest()[:9]
 
 
-class _Generation(Extension):
-    """`{% generation %}`, which marks what to train on; here only its content counts."""
-
-    tags = {"generation"}  # noqa: RUF012 - as the base class has it
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates are written for: transformers' `chat_template_utils._compile_jinja_template`,
-    and the variables that `render_jinja_template` always passes.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+def _environment() -> Sandbox:
+    """With the names that transformers' `render_jinja_template` always passes."""
+    functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return Sandbox({"tojson": _tojson}, functions)
 
 
 def _tojson(
@@ -176,4 +187,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > MAX_DATE_LEN:
+        raise jinja2.TemplateError(f"a date's format has over {MAX_DATE_LEN} characters")
     return datetime.datetime.now().astimezone().strftime(pattern)

@@ -6,13 +6,17 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
 
 from llmserve import __version__
+from llmserve.access.keyring import Keyring
+from llmserve.access.sources import VARIABLE, find_sources
 from llmserve.cli import table
 from llmserve.cli.check import check
+from llmserve.cli.keys import keys
 from llmserve.cli.options import cache_dir, config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
@@ -47,11 +51,13 @@ def cli() -> None:
       llmserve pull qwen                          download a model of models.toml
       llmserve run smollm2 "Say hello."           answer in the terminal, without a server
       llmserve check big                          test a remote provider
+      llmserve keys new alice --add keys.toml     make an API key
     """
 
 
 cli.add_command(pull)
 cli.add_command(check)
+cli.add_command(keys)
 
 
 @cli.command()
@@ -65,27 +71,75 @@ cli.add_command(check)
     show_default=True,
     help="debug shows llama.cpp's own log too.",
 )
-def serve(host: str | None, port: int | None, config_path: Path | None, log_level: str) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "text"]),
+    default="auto",
+    show_default=True,
+    help="auto: text on a terminal, JSON elsewhere.",
+)
+@click.option(
+    "--log-prompts", is_flag=True, help="Log prompts and answers, which is never done else."
+)
+@click.option(
+    "--insecure-no-auth",
+    is_flag=True,
+    help="Listen to other machines without an API key: whoever can reach it may use it.",
+)
+def serve(
+    host: str | None,
+    port: int | None,
+    config_path: Path | None,
+    log_level: str,
+    log_format: Literal["auto", "json", "text"],
+    log_prompts: bool,
+    insecure_no_auth: bool,
+) -> None:
     """Start the server; Ctrl-C ends it once running requests are done.
 
     \b
     Examples:
       llmserve serve
-      llmserve serve --host 0.0.0.0 --port 9000
       llmserve serve --config my-models.toml
+      LLMSERVE_API_KEYS=... llmserve serve --host 0.0.0.0 --port 9000
     """
     # Here, not above: `llmserve --help` need not import a web server.
-    from llmserve.api.server import serve as run_server
     from llmserve.gateway import build_gateway
+    from llmserve.telemetry.logs import set_up
+    from llmserve.telemetry.otlp import start_export
 
-    _log_to_stderr(log_level)
+    set_up(log_level, log_format)
     config = load(config_path)
-    given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
+    flags = {"host": host, "port": port, "log_prompts": log_prompts or None}
+    given = {k: v for k, v in flags.items() if v is not None}
     check_files(config.models)  # a missing file is told now, not to the first request
     _warn_of_missing_keys(config)
     server = msgspec.structs.replace(config.server, **given)
     config = msgspec.structs.replace(config, server=server)
-    run_server(build_gateway(config, os.environ, cache_dir(os.environ)))
+    keyring = _keyring(config)
+    export = start_export(os.environ)
+    try:
+        gateway = build_gateway(
+            config,
+            os.environ,
+            keyring=keyring,
+            tracing=export.tracing if export else None,
+            first=config.default if server.preload else None,
+            cache_dir=cache_dir(os.environ),
+        )
+        from llmserve.api.server import serve as run_server  # takes a while, as that model does
+
+        run_server(gateway, insecure_no_auth=insecure_no_auth)
+    finally:
+        if export:
+            export.close()
+
+
+def _keyring(config: Config) -> Keyring:
+    """The API keys of who may ask. Raises `ConfigError`."""
+    sources = find_sources(config.server, os.environ)
+    os.environ.pop(config.server.api_keys_env or VARIABLE, None)  # no child process needs it
+    return Keyring(sources, sources.read(config.names))
 
 
 def _warn_of_missing_keys(config: Config) -> None:
@@ -138,7 +192,7 @@ def run(
       llmserve run smollm2 --mode completion --max-tokens 40 "Once upon a time"
       llmserve run smollm2 --temperature 0 < question.txt
     """
-    _log_to_stderr("critical")  # what goes wrong is raised, and told once
+    logging.basicConfig(level=logging.CRITICAL)  # what goes wrong is raised, and told once
     if not 0 <= temperature <= 2:  # NaN is in every FloatRange
         raise click.BadParameter(f"{temperature} is not in the range 0<=x<=2.")
     config = load(config_path)
@@ -157,7 +211,7 @@ def run(
 async def _print_answer(config: Config, request: Request) -> None:
     from llmserve.gateway import build_gateway
 
-    gateway = build_gateway(config, os.environ)
+    gateway = build_gateway(config, os.environ, first=config.names.get(request.model or ""))
     is_thinking = False
     try:
         async with contextlib.aclosing(gateway.generate(request)) as events:
@@ -190,11 +244,3 @@ def _size_on_disk(spec: ModelSpec) -> str:
         return human(sum(file.stat().st_size for file in locate_all(spec)))
     except ModelFileError:
         return "missing"
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    if level == "info":  # a line for every request to a provider or the hub
-        logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -83,7 +83,7 @@ class Compiler:
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokenizer is None:
-            self._tokenizer = self._make_tokenizer()
+            self._tokenizer = self._table(constraint)
         limits = _GBNF_LIMITS if constraint.kind == "gbnf" else _LIMITS
         matcher = LLMatcher(self._tokenizer, grammar_of(constraint), log_level=0, limits=limits)
         if not matcher.is_error():
@@ -93,6 +93,13 @@ class Compiler:
         if matcher.is_error():
             raise refusal(self._field(constraint), _reason(matcher))
         return matcher
+
+    def _table(self, constraint: Constraint) -> LLTokenizer:
+        try:
+            return self._make_tokenizer()
+        except ValueError as error:  # llguidance asks things of a vocabulary that few lack
+            reason = f"the vocabulary of this model cannot be constrained: {error}"
+            raise refusal(field_of(constraint), reason) from error
 
     def _field(self, constraint: Constraint) -> str:
         """The name of what cannot be compiled: of several schemas, the first that cannot alone."""

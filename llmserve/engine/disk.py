@@ -31,6 +31,7 @@ from llmserve.engine.thread import ModelThread
 
 log = logging.getLogger(__name__)
 
+LOCK_WAIT_S = 3.0  # for another process to end, whose server was killed
 _MAGIC = b"llmserve-prefix-1\n"
 _FIXED = struct.Struct(f"<{len(_MAGIC)}sI32s32s")  # magic, header length, digests of both parts
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -268,7 +269,7 @@ def _locked(folder: Path) -> FileLock:
     # No model's folder begins with a dot; in the folder itself it would be one file more to know.
     lock = FileLock(folder.with_name(f".{folder.name}.lock"), mode=0o600)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout as error:
         raise OSError(f"another process is using {folder}") from error
     return lock

@@ -32,6 +32,7 @@ from llmserve.engine.answering import Answering, AnswerPlan
 from llmserve.engine.checks import check_request, check_tool_use
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.disk import DiskOptions
+from llmserve.engine.facade import Crash, shutting_down
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -51,7 +52,6 @@ from llmserve.errors import (
     EngineError,
     InvalidRequestError,
     LlmserveError,
-    ShuttingDownError,
 )
 
 T = TypeVar("T")
@@ -94,6 +94,7 @@ class Engine:
         self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
+        self._on_entry: dict[int, Callable[[], None]] = {}
         self._num_active = 0
         self._num_embedding = 0
         self._mean_embedding_s = 1.0
@@ -137,8 +138,20 @@ class Engine:
         """Requests beyond the slots, also those whose prompt is still being tokenized."""
         return max(0, self._num_active - self.limits.num_slots)
 
-    async def generate(self, request: Request) -> EventStream:
+    @property
+    def pid(self) -> int | None:
+        """None: it lives in threads of this process."""
+        return None
+
+    def watch(self, on_crash: Callable[[Crash], None]) -> None:
+        """Threads cannot die by themselves: what ends them ends this process too."""
+
+    async def generate(
+        self, request: Request, *, on_entry: Callable[[], None] | None = None
+    ) -> EventStream:
         """`Started`, any number of parts, `Finished`. Leaving early cancels.
+
+        `on_entry` is called when it gets a slot, each time that it gets one.
 
         Raises `InvalidRequestError`, `TooLargeError`, `QueueFullError` or `ShuttingDownError`
         before the first event, `QueueTimeoutError` before the first part, and `EngineError` at
@@ -160,7 +173,7 @@ class Engine:
             if submit.constraint is not None:
                 await self._compile(submit.id, submit.constraint)
             self._admission.check_prompt(len(submit.tokens), must_wait=self.num_queued > 0)
-            with self._queued(submit), self._submitted(submit) as events:
+            with self._queued(submit, on_entry), self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
                 while not isinstance(event := await events.get(), Finished):
                     assert not isinstance(event, Embedded)
@@ -212,7 +225,7 @@ class Engine:
             raise EngineError(event.message)
         assert isinstance(event, Embedded)
         if event.data is None:
-            raise _shutting_down(self.name)
+            raise shutting_down(self.name)
         return event.data
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
@@ -264,7 +277,7 @@ class Engine:
         if self._fault is not None:
             raise EngineError(self._fault)
         if self._closing is not None:
-            raise _shutting_down(self.name)
+            raise shutting_down(self.name)
 
     def _prepare(self, request: Request, accepted_s: float) -> Submit:
         """Render and tokenize. Runs in one of the encoder's threads."""
@@ -309,12 +322,15 @@ class Engine:
             raise
 
     @contextlib.contextmanager
-    def _queued(self, submit: Submit) -> Iterator[None]:
+    def _queued(self, submit: Submit, on_entry: Callable[[], None] | None) -> Iterator[None]:
         """Count its tokens until it has a slot."""
         self._admission.join(submit.id, len(submit.tokens))
+        if on_entry:
+            self._on_entry[submit.id] = on_entry
         try:
             yield
         finally:
+            self._on_entry.pop(submit.id, None)
             self._admission.leave(submit.id)
             self._news.forget(submit.id)
 
@@ -359,6 +375,8 @@ class Engine:
         for request_id in report.entered:
             self._admission.leave(request_id)
             self._news.tell_entry(request_id)
+            if on_entry := self._on_entry.get(request_id):
+                on_entry()
         if report.queue:
             self._admission.update(report.queue)
             self._news.tell(report.queue)
@@ -383,7 +401,3 @@ def _seed(request: Request) -> int:
     if request.seed is not None:
         return request.seed
     return 0 if request.deterministic else secrets.randbits(53)
-
-
-def _shutting_down(name: str) -> ShuttingDownError:
-    return ShuttingDownError(f"model {name!r} is shutting down", retry_after_s=5)

@@ -20,6 +20,7 @@ MAX_RULES = 500
 MAX_SYMBOLS = 8000  # characters of literals, sets, names and repetitions; compiling takes a second
 MAX_RECURSIVE_SYMBOLS = 2000  # of a grammar with recursion; all of them may be possible at once
 MAX_REPETITIONS = 2000  # as llama.cpp
+MAX_SET = 2000  # characters between brackets
 
 _TOKEN = re.compile(
     r"""
@@ -193,12 +194,16 @@ def _set(text: str, line: int) -> str:
         if negated:
             return "/(?s:.)/"
         raise GrammarError(f"line {line}: [] matches nothing")
+    if len(characters) > MAX_SET:
+        raise GrammarError(f"line {line}: a set has {len(characters)} characters, over {MAX_SET}")
     ranges: list[tuple[str, str]] = []
-    while characters:
-        (low, _), *characters = characters
-        high = low
-        if len(characters) > 1 and characters[0] == ("-", False):
-            high, characters = characters[1][0], characters[2:]
+    index = 0
+    while index < len(characters):
+        low = high = characters[index][0]
+        index += 1
+        if index + 1 < len(characters) and characters[index] == ("-", False):
+            high = characters[index + 1][0]
+            index += 2
         if high < low:
             raise GrammarError(f"line {line}: {text[:80]} has a range that is backwards")
         ranges.append((low, high))

@@ -18,7 +18,6 @@ import llama_cpp.llama_cpp as lib
 import msgspec
 import numpy as np
 import psutil
-from msgspec import Struct
 from msgspec.structs import astuple
 
 from llmserve.core import Vectors
@@ -36,7 +35,6 @@ from llmserve.engine.llama_embed import EmbeddingContext
 from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
-    EmbeddingParams,
     InfillTokens,
     InputChunk,
     Logits,
@@ -45,8 +43,9 @@ from llmserve.engine.runtime import (
     RuntimeLimits,
     State,
 )
+from llmserve.engine.runtime import LlamaParams as LlamaParams
 from llmserve.engine.vocabulary import TokenBound, measure
-from llmserve.errors import EngineError, ModelFileError
+from llmserve.errors import EngineError, ModelFileError, harmless
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -55,17 +54,6 @@ MAX_BATCH = 512  # tokens; larger batches prefill no faster on a CPU
 
 
 OnProgress = Callable[[float], bool]
-
-
-class LlamaParams(Struct, frozen=True):
-    """How to load a model."""
-
-    context_length: int  # tokens of one sequence, and of all of them together
-    max_sequences: int = 16
-    max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
-    num_threads: int | None = None  # None: the physical cores
-    embedding: EmbeddingParams | None = None
-    generates: bool = True  # False: for embeddings only
 
 
 class LlamaRuntime:
@@ -287,7 +275,7 @@ def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p
         )
     model = lib.llama_model_load_from_file(os.fsencode(path), wanted)
     if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot load it: {failure_reason()}")
+        raise ModelFileError(f"{path}: llama.cpp cannot load it: {harmless(failure_reason())}")
     return model
 
 

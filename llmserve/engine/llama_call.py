@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
@@ -113,6 +114,9 @@ def libc_strlen() -> "ctypes._FuncPointer":
 
 @functools.cache
 def initialize() -> None:
+    # Or a failed assertion has a debugger, if there is one, print the stack of this process: for
+    # seconds, and over the one line that says what is wrong.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     lib.llama_log_set(log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
 

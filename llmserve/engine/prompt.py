@@ -29,6 +29,7 @@ def load_style(info: ModelInfo) -> ChatStyle | None:
     if not info.chat_template:
         return None
     template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
+    template.attempt([Message("user", "Hello")])
     if template.fault is not None:
         log.warning("the chat template is broken, only completion works: %s", template.fault)
     return ChatStyle(template)

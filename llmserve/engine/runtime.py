@@ -73,6 +73,17 @@ class EmbeddingParams(Struct, frozen=True):
         return self.max_len if self.is_whole else self.max_batch
 
 
+class LlamaParams(Struct, frozen=True):
+    """How to load a model."""
+
+    context_length: int  # tokens of one sequence, and of all of them together
+    max_sequences: int = 16
+    max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
+    num_threads: int | None = None  # None: the physical cores
+    embedding: EmbeddingParams | None = None
+    generates: bool = True  # False: for embeddings only
+
+
 class EmbeddingLimits(Struct, frozen=True):
     num_dimensions: int
     max_len: int  # tokens of one input

@@ -45,6 +45,14 @@ def machine_bytes() -> int:
     return total if group is None else min(total, group.limit_bytes)
 
 
+def process_bytes(pid: int) -> int | None:
+    """What a process has in memory, with its pages of files; None if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
 def give_back() -> None:
     """Return what an unloaded model leaves behind to the system: 15 to 20 MB of 310, every time.
 

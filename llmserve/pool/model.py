@@ -3,12 +3,14 @@
 import asyncio
 from enum import StrEnum
 
-from llmserve.engine.engine import Engine
+from llmserve.engine.facade import Facade
 from llmserve.errors import LlmserveError
+from llmserve.isolation.restarts import Restarts
 from llmserve.pool.eviction import Use
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import ModelSpec
+from llmserve.registry.sources import Stamp
 
 
 class State(StrEnum):
@@ -17,6 +19,7 @@ class State(StrEnum):
     READY = "ready"
     UNLOADING = "unloading"
     FAILED = "failed"  # the next request tries again
+    QUARANTINED = "quarantined"  # its process dies all the time: the next request does not
 
 
 class Model:
@@ -25,13 +28,18 @@ class Model:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.state = State.COLD
-        self.engine: Engine | None = None  # while READY
-        self.error: LlmserveError | None = None  # while FAILED
+        self.engine: Facade | None = None  # while READY
+        self.error: LlmserveError | None = None  # while FAILED or QUARANTINED
         self.placement: Placement | None = None  # how it is, or was last, loaded
         self.progress = Progress()  # while LOADING
+        self.restarts = Restarts()
+        self.crash_message = ""  # of the last one
+        self.log_lines: tuple[str, ...] = ()  # the last ones of a process that died
+        self.file_stamp: Stamp | None = None  # of the files that are in quarantine
         self.num_leases = 0  # who holds the engine, or waits for the load under way
         self.last_used_s = 0.0  # unix time
         self.is_admitted = False  # its memory is counted
+        self.is_missed = False  # it crashed while it was needed
         self.is_draining = False  # to be evicted once idle
         self.is_retired = False  # no longer in the config
         self.task: asyncio.Task[None] | None = None  # the load or unload under way

@@ -11,28 +11,30 @@ Invariants (`check_integrity`):
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from llmserve.engine.engine import Engine
-from llmserve.errors import (
-    InsufficientMemoryError,
-    LlmserveError,
-    ModelBusyError,
-    ModelLoadingError,
-    ModelUnavailableError,
-    ShuttingDownError,
-)
+from llmserve.engine.facade import Crash, Facade
+from llmserve.errors import EngineCrashedError, LlmserveError, ModelBusyError
 from llmserve.pool.eviction import Resident, Use, choose_evictions
 from llmserve.pool.model import Model, State
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import FIRST_LINE_S, Progress, told
+from llmserve.pool.refusals import (
+    as_unavailable,
+    insufficient,
+    quarantined,
+    shutting_down,
+    still_loading,
+)
 from llmserve.registry.config import ModelSpec
+from llmserve.registry.sources import stamp
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,10 @@ class Loader(Protocol):
         May be cancelled, and then returns at once.
         """
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
+    def drop(self, spec: ModelSpec) -> None:
+        """What was placed is not going to be loaded. Fine if nothing was placed."""
+
+    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Facade:
         """A ready engine. Raises `LlmserveError`."""
 
 
@@ -69,22 +74,26 @@ class Pool:
         budget_bytes: Callable[[int], int],
         load_wait_s: float,
         give_back: Callable[[], None] = lambda: None,
+        count_crash: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`give_back` is called when an engine was closed and forgotten."""
+        """`give_back` is called when an engine was closed and forgotten, `count_crash` with the
+        name of a model whose process has died.
+        """
         self._loader = loader
         self._budget_bytes = budget_bytes
         self._load_wait_s = load_wait_s
         self._give_back = give_back
+        self._count_crash = count_crash
         self._models: dict[ModelSpec, Model] = {}
         self._queue: deque[_Waiting] = deque()  # loads that wait for memory, in order
         self._changed = asyncio.Event()  # set, and replaced, whenever something changed
         self._is_closed = False
-        self._preloading: asyncio.Task[None] | None = None  # held, or it could be collected
+        self._preloading: set[asyncio.Task[None]] = set()  # held, or they could be collected
 
     # -- for those who use models -----------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, spec: ModelSpec) -> AsyncIterator[Engine]:
+    async def lease(self, spec: ModelSpec) -> AsyncIterator[Facade]:
         """A ready engine, for the time of the block.
 
         Raises `ModelLoadingError` after `load_wait_s`, and whatever ended the load.
@@ -105,7 +114,9 @@ class Pool:
 
     def preload(self, spec: ModelSpec) -> None:
         """Start loading without waiting; a failure is logged, and told to who asks next."""
-        self._preloading = asyncio.create_task(self._preload(spec), name=f"preload-{spec.name}")
+        task = asyncio.create_task(self._preload(spec), name=f"preload-{spec.name}")
+        self._preloading.add(task)
+        task.add_done_callback(self._preloading.discard)
 
     async def _preload(self, spec: ModelSpec) -> None:
         with contextlib.suppress(LlmserveError):
@@ -137,7 +148,7 @@ class Pool:
         """End every load and every engine; requests under way end as cancelled."""
         self._is_closed = True
         for model in self._models.values():
-            model.progress.is_cancelled = True
+            model.progress.cancel()
             if model.task and not model.is_admitted:
                 model.task.cancel()  # it waits for a download or for memory
         self._queue.clear()
@@ -154,10 +165,12 @@ class Pool:
         """The model, once it is on its way neither out of memory nor about to be."""
         while True:
             if self._is_closed:
-                raise _shutting_down()
+                raise shutting_down()
             model = self._model(spec)
             if model.engine and not model.engine.is_alive and model.state is State.READY:
                 self._start_unload(model)
+            if model.state is State.QUARANTINED and await _has_changed(model):
+                self.forgive(spec)
             if not model.is_draining and model.state is not State.UNLOADING:
                 return model
             changed = asyncio.ensure_future(self._changed.wait())
@@ -166,9 +179,9 @@ class Pool:
             finally:
                 changed.cancel()
             if time.monotonic() >= deadline_s:
-                raise _still_loading(model)
+                raise still_loading(model, time.monotonic())
 
-    async def _loaded(self, model: Model, deadline_s: float) -> Engine:
+    async def _loaded(self, model: Model, deadline_s: float) -> Facade:
         """Join the load under way, or start one. The caller holds a lease."""
         if model.idle_timer:
             model.idle_timer.cancel()
@@ -179,7 +192,7 @@ class Pool:
             assert model.task
             await asyncio.wait([model.task], timeout=max(0, deadline_s - time.monotonic()))
         if model.state is State.LOADING:
-            raise _still_loading(model)
+            raise still_loading(model, time.monotonic())
         if model.error:
             raise copy.copy(model.error)  # many may raise it, each with its own traceback
         assert model.engine, "a leased model stays loaded"
@@ -196,12 +209,14 @@ class Pool:
         begin_s = time.monotonic()
         try:
             with told(spec.name, model.progress, FIRST_LINE_S):
-                model.engine = await self._make_engine(model)
+                model.engine = await self._made_engine(model)
         except _AbandonedError:
             model.state = State.COLD
         except (Exception, asyncio.CancelledError) as error:
-            model.error = _shutting_down() if self._is_closed else _as_unavailable(error)
+            model.error = shutting_down() if self._is_closed else as_unavailable(error)
             model.state = State.FAILED
+            if model.restarts.is_over and not self._is_closed:
+                self._quarantine(model)
             model.is_admitted = False
             level = logging.INFO if self._is_closed else logging.ERROR
             log.log(level, "cannot load %s: %s", spec.name, model.error.message)
@@ -210,9 +225,28 @@ class Pool:
             model.last_used_s = time.time()
             log.info("%s is ready after %.1f s", spec.name, time.monotonic() - begin_s)
         model.task = None
+        if model.engine:
+            model.engine.watch(lambda crash: self._on_crash(model, crash))
         self._on_change()
 
-    async def _make_engine(self, model: Model) -> Engine:
+    async def _made_engine(self, model: Model) -> Facade:
+        """As `_make_engine`, again and again while its process dies, as far as that is of use."""
+        while True:
+            pause_s = model.restarts.not_before_s - time.monotonic()
+            if pause_s > 0:
+                model.progress.begin("waiting after a crash")
+                await asyncio.sleep(pause_s)
+            try:
+                return await self._make_engine(model)
+            except EngineCrashedError as error:
+                model.is_admitted = False
+                self._note_crash(model, error.message, error.log_lines)
+                if model.restarts.is_over or self._is_closed or not model.num_leases:
+                    raise
+            finally:
+                self._loader.drop(model.spec)
+
+    async def _make_engine(self, model: Model) -> Facade:
         spec, progress = model.spec, model.progress
         model.placement = await self._loader.place(spec, self._largest_budget(), progress)
         progress.begin("waiting for memory")
@@ -224,7 +258,7 @@ class Pool:
     async def _admission(self, model: Model) -> None:
         """Wait for room in memory. Raises `InsufficientMemoryError` if there can be none."""
         if self._is_closed:
-            raise _shutting_down()
+            raise shutting_down()
         admission = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(model, admission))
         self._on_change()
@@ -245,7 +279,43 @@ class Pool:
         model.state = State.COLD
         model.is_admitted = False
         model.task = None
+        if model.restarts.is_over and not self._is_closed:
+            self._quarantine(model)
+        elif model.is_missed:
+            self.preload(model.spec)
+        model.is_missed = False
         self._on_change()
+
+    # -- crashing ---------------------------------------------------------------------------
+
+    def _on_crash(self, model: Model, crash: Crash) -> None:
+        """Its process has died. Who waits for it loads it again; so does who will ask at once."""
+        life = {"has_answered": crash.has_answered, "lived_s": crash.lived_s}
+        self._note_crash(model, crash.message, crash.log_lines, **life)
+        if model.state is State.READY:
+            model.is_missed = bool(model.num_leases) or model.spec.pinned
+            self._start_unload(model)
+
+    def _note_crash(
+        self, model: Model, message: str, log_lines: tuple[str, ...], **life: Any
+    ) -> None:
+        log.error("%s", message)
+        model.crash_message, model.log_lines = message, log_lines
+        model.restarts.note_crash(time.monotonic(), **life)
+        self._count_crash(model.spec.name)
+
+    def _quarantine(self, model: Model) -> None:
+        model.error = quarantined(model)
+        model.state = State.QUARANTINED
+        model.file_stamp = stamp(model.spec)
+        log.error("%s", model.error.message)
+
+    def forgive(self, spec: ModelSpec) -> None:
+        """Let a model in quarantine be tried again; of no effect on others."""
+        model = self._model(spec)
+        model.restarts.forgive()
+        if model.state is State.QUARANTINED:
+            model.state, model.error = State.COLD, None
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -267,7 +337,8 @@ class Pool:
                 model.is_admitted = True
                 admission.set_result(None)
             elif decision.never:
-                admission.set_exception(self._insufficient(model))
+                residents = [m for m in self._models.values() if m.is_admitted]
+                admission.set_exception(insufficient(model, residents, self.budget_bytes))
             elif decision.drain and not model.num_leases:
                 admission.set_exception(_AbandonedError)
             else:
@@ -287,11 +358,13 @@ class Pool:
             return
         if model.state is State.READY and model.is_retired:
             self._start_unload(model)
-        elif model.state in (State.COLD, State.FAILED) and model.is_retired:
+        elif model.state in (State.COLD, State.FAILED, State.QUARANTINED) and model.is_retired:
             del self._models[model.spec]
         elif model.state is State.READY and model.keep_alive_s and not model.idle_timer:
             loop = asyncio.get_running_loop()
-            model.idle_timer = loop.call_later(model.keep_alive_s, self._on_idle, model)
+            model.idle_timer = loop.call_later(
+                model.keep_alive_s, self._on_idle, model, context=contextvars.Context()
+            )
 
     def _on_idle(self, model: Model) -> None:
         model.idle_timer = None
@@ -323,24 +396,12 @@ class Pool:
             if model.is_admitted
         ]
 
-    def _insufficient(self, model: Model) -> InsufficientMemoryError:
-        budget_mb = self.budget_bytes / 1e6
-        residents = ", ".join(
-            f"{m.spec.name} {m.size_bytes / 1e6:,.0f} MB"
-            for m in self._models.values()
-            if m.is_admitted
-        )
-        return InsufficientMemoryError(
-            f"model {model.spec.name!r} needs {model.size_bytes / 1e6:,.0f} MB and the memory"
-            f" budget is {budget_mb:,.0f} MB; resident: {residents or 'nothing'}; set a smaller"
-            " context_length or choose a smaller quantization"
-        )
-
     def check_integrity(self) -> None:
         """Assert the invariants; for tests."""
         for model in self._models.values():
             assert (model.engine is not None) == (model.state in (State.READY, State.UNLOADING))
-            assert (model.error is not None) == (model.state is State.FAILED)
+            is_refused = model.state in (State.FAILED, State.QUARANTINED)
+            assert (model.error is not None) == is_refused
             assert (model.task is not None) == (model.state in (State.LOADING, State.UNLOADING))
             assert model.is_admitted or model.state not in (State.READY, State.UNLOADING)
             assert not (model.num_leases and model.state is State.COLD)
@@ -354,21 +415,6 @@ class _AbandonedError(Exception):
     """Nobody waits any longer for a load that holds up the users of busy models."""
 
 
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the server is shutting down", retry_after_s=5)
-
-
-def _still_loading(model: Model) -> ModelLoadingError:
-    name = model.spec.name
-    doing = f" ({model.progress})" if model.state is State.LOADING else ""
-    return ModelLoadingError(f"model {name!r} is still loading{doing}; try again", retry_after_s=5)
-
-
-def _as_unavailable(error: BaseException) -> LlmserveError:
-    """What ended a load, as the 503 that its requests get."""
-    if isinstance(error, LlmserveError) and error.status == 503:
-        return error
-    if isinstance(error, LlmserveError):
-        return ModelUnavailableError(error.message)
-    log.exception("a bug ended a load", exc_info=error)
-    return ModelUnavailableError(f"loading failed: {type(error).__name__}: {error}")
+async def _has_changed(model: Model) -> bool:
+    """Whether the files in quarantine are not those that there are now."""
+    return await asyncio.to_thread(stamp, model.spec) != model.file_stamp

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llmserve.registry.sizes import human
@@ -21,6 +21,12 @@ class Progress:
         self.doing = "reading"
         self.fraction = 0.0
         self.is_cancelled = False
+        self.on_cancel: Callable[[], None] = lambda: None
+
+    def cancel(self) -> None:
+        """Have whoever loads give up."""
+        self.is_cancelled = True
+        self.on_cancel()
 
     def begin(self, doing: str) -> None:
         """The next part of the load, such as "downloading". Any thread."""

@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -18,17 +18,22 @@ from llmserve.registry.fallback import chain, way_back
 from llmserve.registry.provider import KEYS as PROVIDER_KEYS
 from llmserve.registry.provider import Extra, Provider, Retry, check_provider
 from llmserve.registry.refs import BadRefError, HubRef, make_ref
-from llmserve.registry.units import Duration, Headers, Size
+from llmserve.registry.units import Duration, Headers, HostName, Origin, Size
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
+Isolation: TypeAlias = Literal["process", "thread"]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _SOURCES = ("package", "path", "hf", "remote")
 _REMOTE_TOO = ("remote", "aliases", "max_concurrency", "max_queue", "default_mode", "fallback")
+_TIMEOUTS = (
+    *("header_timeout", "body_timeout", "idle_timeout", "write_timeout"),
+    "request_timeout",
+)
 _FILE_KEYS = {"file": ("package", "hf"), "revision": ("hf",), "sha256": ("hf",)}
 
 
@@ -37,15 +42,27 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Text = "127.0.0.1"
     port: Port = 8000
+    allowed_hosts: tuple[HostName, ...] = ()  # more names that it answers to, see api/hosts.py
+    allowed_origins: tuple[Origin, ...] = ()  # of pages that may ask, besides its own
     memory_budget: Size | None = None  # for all that is resident; None, "auto": a share of the rest
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
+    max_connections: Positive = 4096  # beyond it, the one that has been silent longest is closed
+    header_timeout: Duration = Duration(10)  # for the head of a request, once it has begun
+    body_timeout: Duration = Duration(60)  # for its whole body
+    idle_timeout: Duration = Duration(60)  # of a connection on which no request begins
+    write_timeout: Duration = Duration(30)  # of a client that takes nothing of its answer
+    request_timeout: Duration | None = None  # for an answer, from its request on; None: no limit
     preload: bool = True  # load the default model at start-up instead of at its first request
     load_wait_s: Seconds = 60.0  # how long a request waits for its model to load before a 503
     shutdown_grace_s: Seconds = 30.0  # how long running requests may go on after SIGTERM
     keep_alive_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # a silent stream gets a comment
     prefix_cache_dir: Path | None = None  # prefixes outlive the server there; None: they do not
     prefix_cache_disk: Size = Size(4 << 30)  # bytes of each model there
+    isolation: Isolation = "process"  # where models live: a process for each, or threads of ours
+    log_prompts: bool = False  # whether prompts and answers are logged, their first 2000 characters
     auto_download: bool = False  # whether a request may start the download of its model
+    api_keys_env: Text | None = None  # a variable with keys; None: LLMSERVE_API_KEYS, if it is set
+    api_keys_file: Path | None = None  # a file with hashes of keys
 
 
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +85,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 262_144  # of waiting prompts
     queue_timeout: Duration | None = None  # longest wait for a slot; None: as long as it takes
     target_itl: Duration = Duration(0.15)  # between two tokens of a stream while prompts come
+    stall_timeout: Duration = Duration(120)  # longest silence of a model at work, then it is ended
     speculation: bool = True  # whether steps may verify guesses at what comes next
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     pinned_prompts: tuple[Text, ...] = ()  # system messages whose prefixes are always known
@@ -150,15 +168,18 @@ class _File(Struct, forbid_unknown_fields=True):
 def load_config(path: Path) -> Config:
     """Read and validate `path`. Raises `ConfigError`."""
     path = path.absolute()
-    raw = _parse(path)
+    raw = parse_toml(path)
     server = raw.get("server")
     if isinstance(server, dict) and server.get("memory_budget") == "auto":
         del server["memory_budget"]  # the default, written out
-    file = _convert(path, "", raw, _File)
-    folder = file.server.prefix_cache_dir
-    if folder is not None:
-        absolute = _absolute(path, f"{path}: server.prefix_cache_dir", folder)
-        file.server = msgspec.structs.replace(file.server, prefix_cache_dir=absolute)
+    file = convert_table(path, "", raw, _File)
+    for key in ("prefix_cache_dir", "api_keys_file"):
+        if (given := getattr(file.server, key)) is not None:
+            absolute = _absolute(path, f"{path}: server.{key}", given)
+            file.server = msgspec.structs.replace(file.server, **{key: absolute})
+    for key in _TIMEOUTS:
+        if getattr(file.server, key) == 0:
+            raise ConfigError(f"{path}: server.{key}: give a time above 0, such as '30s'")
     models = tuple(_model(path, name, table) for name, table in file.models.items())
     if not models:
         raise ConfigError(f"{path}: no model: add a [models.NAME] table")
@@ -167,17 +188,20 @@ def load_config(path: Path) -> Config:
     return config
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse_toml(path: Path) -> dict[str, Any]:
+    """What `path` holds. Raises `ConfigError`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: arrays or tables are nested too deep") from error
 
 
-def _convert(path: Path, where: str, raw: object, kind: type[T]) -> T:
-    """`raw`, the table at `where`, as a `kind`."""
+def convert_table(path: Path, where: str, raw: object, kind: type[T]) -> T:
+    """`raw`, the table at `where` ("": the whole file), as a `kind`. Raises `ConfigError`."""
     try:
         return msgspec.convert(raw, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -186,7 +210,7 @@ def _convert(path: Path, where: str, raw: object, kind: type[T]) -> T:
 
 def _decode(kind: type, value: object) -> object:
     """The types that msgspec does not know; it adds the key to what is raised here."""
-    if kind in (Size, Duration, Headers):
+    if kind in (Size, Duration, Headers, HostName, Origin):
         return kind.parse(value)
     assert kind is Path
     if not isinstance(value, str):
@@ -218,6 +242,8 @@ def _values(key: str) -> tuple[str, ...]:
     key = re.sub(r"\[\d+\]$", "", key).rpartition(".")[2]
     if key in ("default_mode", "pooling"):
         return tuple(Mode if key == "default_mode" else Pooling)
+    if key == "isolation":
+        return get_args(Isolation)
     return get_args(Extra if key == "extra_parameters" else get_type_hints(Provider)[key])
 
 
@@ -237,8 +263,8 @@ def _model(path: Path, name: str, table: object) -> ModelSpec:
         )
     where = f"models.{name}"
     if not isinstance(table, dict):
-        return _complete(path, name, _convert(path, where, table, ModelSpec))
-    spec = _convert(
+        return _complete(path, name, convert_table(path, where, table, ModelSpec))
+    spec = convert_table(
         path, where, {k: v for k, v in table.items() if k not in PROVIDER_KEYS}, ModelSpec
     )
     if "remote" in table:
@@ -258,7 +284,7 @@ def _provider(path: Path, where: str, table: dict[str, Any]) -> Provider:
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise ConfigError(f"{path}: {where}.remote: give an address, or a list of addresses")
     urls = [url.rstrip("/") for url in urls]
-    provider = _convert(path, where, {**keys, "urls": urls}, Provider)
+    provider = convert_table(path, where, {**keys, "urls": urls}, Provider)
     if problem := check_provider(provider):
         raise ConfigError(f"{path}: {where}.{problem[0]}: {problem[1]}")
     return provider
@@ -274,6 +300,8 @@ def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
     if len(given) != 1:
         has = f"has {' and '.join(given)}" if given else "has no source"
         raise ConfigError(f"{where}: {has}; give exactly one of {', '.join(_SOURCES)}")
+    if not spec.stall_timeout:
+        raise ConfigError(f"{where}.stall_timeout: 0 would end the model at once; write '2m'")
     _check_file_keys(where, spec, given[0])
     absolute = _absolute(path, f"{where}.path", spec.path) if spec.path else None
     return msgspec.structs.replace(spec, name=name, path=absolute)

@@ -8,14 +8,14 @@ The file is read, never mapped: a file that shrinks meanwhile is a short read, n
 import struct
 from typing import BinaryIO, Final
 
-from llmserve.errors import ModelFileError
+from llmserve.errors import ModelFileError, harmless
 
 MAX_STRINGS: Final = 1 << 22  # walked over in one file: each costs a step
 MAX_STRINGS_BYTES: Final = 512 << 20  # walked over in one file
 MAX_KEPT_BYTES: Final = 8 << 20  # all names and strings of one file that stay in memory
 
 _WINDOW_BYTES: Final = 256 << 10
-_MAX_REASON_LEN: Final = 400
+_MAX_WHAT_LEN: Final = 200  # a key may be 65,535 bytes long
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 
@@ -42,10 +42,9 @@ class Cursor:
         self, what: str, expected: str, found: object, *, at: int | None = None
     ) -> ModelFileError:
         at = self.offset if at is None else at
-        reason = f"{what} at byte {at}: expected {expected}, found {found}"
-        if len(reason) > _MAX_REASON_LEN or not reason.isprintable():
-            # The file's own bytes are in it: keep them from flooding or forging a log line.
-            reason = ascii(reason[:_MAX_REASON_LEN])
+        if len(what) > _MAX_WHAT_LEN:
+            what = what[:_MAX_WHAT_LEN] + "…"
+        reason = harmless(f"{what} at byte {at}: expected {expected}, found {found}")
         return ModelFileError(f"{self._path}: {reason}")
 
     def check(self, num_bytes: int, what: str) -> None:

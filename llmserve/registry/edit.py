@@ -1,4 +1,4 @@
-"""Adding a model to models.toml.
+"""Adding an entry to models.toml, or to another file of its kind.
 
 The file belongs to a person: what is there stays as it is, byte for byte, and the entry goes to
 its end. It is replaced in one step, and only by a file that loads.
@@ -7,6 +7,7 @@ its end. It is replaced in one step, and only by a file that loads.
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,15 +32,8 @@ def append_model(config: Config, name: str, ref: HubRef, *, comment: str, commit
     `comment` says what the entry is; `commit` is what its revision was, offered as a pin.
     """
     check_free(config, name)
-    path = config.path.resolve()  # through a link, to the file itself
-    try:
-        old = path.read_bytes()
-        newline = b"\r\n" if b"\r\n" in old else b"\n"
-        entry = render_entry(name, ref, comment=comment, commit=commit).encode()
-        gap = newline if old.endswith(b"\n") or not old else newline * 2
-        _replace(path, old + gap + entry.replace(b"\n", newline), config)
-    except OSError as error:
-        raise ConfigError(f"{config.path}: cannot be changed: {error.strerror}") from error
+    entry = render_entry(name, ref, comment=comment, commit=commit)
+    append_entry(config.path, entry, check=load_config)
 
 
 def render_entry(name: str, ref: HubRef, *, comment: str, commit: str) -> str:
@@ -61,19 +55,39 @@ def render_entry(name: str, ref: HubRef, *, comment: str, commit: str) -> str:
     return tomlkit.dumps(document)
 
 
-def _replace(path: Path, content: bytes, config: Config) -> None:
-    """Write beside `path`, check that it loads, rename."""
+def append_entry(path: Path, entry: str, *, check: Callable[[Path], object]) -> None:
+    """Append `entry` to `path`, unless `check` of the result raises a `ConfigError`.
+
+    A new file is for its owner alone.
+    """
+    target = path.resolve()  # through a link, to the file itself
+    try:
+        old = target.read_bytes() if target.exists() else b""
+        newline = b"\r\n" if b"\r\n" in old else b"\n"
+        gap = newline if old.endswith(b"\n") else newline * 2
+        content = (old + gap if old else b"") + entry.encode().replace(b"\n", newline)
+        try:
+            _replace(target, content, check)
+        except ConfigError as error:
+            raise ConfigError(error.message.replace(str(target), str(path))) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be changed: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes, check: Callable[[Path], object]) -> None:
+    """Write beside `path`, `check` that, rename."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        shutil.copymode(path, temporary)
+        if path.exists():
+            shutil.copymode(path, temporary)
         try:
-            load_config(Path(temporary))
+            check(Path(temporary))
         except ConfigError as error:
-            reason = error.message.replace(temporary, str(config.path))
+            reason = error.message.replace(temporary, str(path))
             raise ConfigError(f"nothing was added: {reason}") from error
         os.replace(temporary, path)
     finally:

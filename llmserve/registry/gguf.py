@@ -1,8 +1,9 @@
 """What a GGUF file says about itself, read and validated without loading it.
 
 llama.cpp may end the process on a malformed file, so every file passes here first. The bytes are
-parsed in `gguf_reader`; this module gives them meaning, and puts split models together. The only
-exception that leaves it is `ModelFileError`.
+parsed in `gguf_reader`; this module gives them meaning, and puts split models together; what is
+asked of a model that is to be served is in `servable`. The only exception that leaves it is
+`ModelFileError`.
 """
 
 import os
@@ -13,9 +14,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from llmserve.errors import ModelFileError
+from llmserve.errors import ModelFileError, harmless
 from llmserve.registry.ggml import FILE_TYPES, GUESSED_FILE_TYPE
 from llmserve.registry.gguf_reader import Omitted, TensorInfo, Value, read_contents
+from llmserve.registry.servable import check_servable
 
 MAX_PARTS: Final = 1_024
 
@@ -118,7 +120,7 @@ class Header(Struct, frozen=True):
         return value.length if isinstance(value, Omitted) else None
 
     def error(self, reason: str) -> ModelFileError:
-        return ModelFileError(f"{self.path}: {reason}")
+        return ModelFileError(f"{self.path}: {harmless(reason)}")
 
 
 class ModelFiles(Struct, frozen=True):
@@ -153,7 +155,7 @@ def read_model(path: Path) -> ModelFiles:
     split = header.split_count > 1
     model = ModelFiles(_read_parts(path, header.split_count) if split else (header,))
     _check_parts(model)
-    _check_servable(model)
+    check_servable(model)
     return model
 
 
@@ -233,21 +235,3 @@ def _check_parts(model: ModelFiles) -> None:
         raise model.header.error(
             f"split.tensors.count: expected {claimed} tensors, found {model.num_tensors}"
         )
-
-
-def _check_servable(model: ModelFiles) -> None:
-    header = model.header
-    kind = header.text("general.type")
-    if kind not in (None, "model"):
-        raise header.error(f"general.type: expected 'model', found {kind!r}")
-    if header.architecture is None:
-        raise header.error("general.architecture: expected a name, found no such key")
-    if model.num_tensors == 0:
-        raise header.error("expected a model's weights, found no tensor (a vocabulary only?)")
-    num_tokens = header.array_len("tokenizer.ggml.tokens")
-    for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
-        length = header.array_len(key)
-        if length is not None and length < (num_tokens or 0):
-            raise header.error(
-                f"{key}: expected one for each of {num_tokens} tokens, found {length}"
-            )

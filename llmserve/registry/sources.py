@@ -7,7 +7,7 @@ downloads, and only `obtain` with `auto_download` does so on behalf of a server.
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
@@ -60,6 +60,18 @@ def locate_all(spec: ModelSpec) -> tuple[Path, ...]:
     if not path.is_file():
         raise ModelFileError(f"model {spec.name!r}: there is no file {path}")
     return (path,)
+
+
+Stamp: TypeAlias = tuple[tuple[str, int, int], ...]  # path, mtime_ns and size of each file
+
+
+def stamp(spec: ModelSpec) -> Stamp | None:
+    """What changes when somebody changes `spec`'s files; None where they cannot be read."""
+    try:
+        stats = [(str(path), path.stat()) for path in locate_all(spec)]
+    except (ModelFileError, OSError):
+        return None
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats)
 
 
 def check_files(specs: Iterable[ModelSpec]) -> None:

@@ -1,9 +1,11 @@
-"""Values that models.toml writes in a way of its own: "6GiB", "10m", a table of headers."""
+"""Values that models.toml writes in a way of its own: "6GiB", "10m", names of hosts, headers."""
 
 import re
 
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]+)")
 
 
@@ -29,6 +31,36 @@ class Duration(float):
         if not match or match[2].lower() not in _DURATIONS:
             raise ValueError(f"{text!r} is no duration; write a number and a unit, such as '10m'")
         return cls(float(match[1]) * _DURATIONS[match[2].lower()])
+
+
+class HostName(str):
+    """The name of a host, in lower case; `*.domain`: all below that; `*`: any."""
+
+    @classmethod
+    def parse(cls, text: object) -> "HostName":
+        """`"llm.example"`. Raises ValueError that says what is expected."""
+        name = text.lower().removesuffix(".") if isinstance(text, str) else ""
+        if not _HOST_NAME.fullmatch(name):
+            raise ValueError(
+                f"{text!r} is no name of a host; write it without scheme, port and path, such as"
+                " 'llm.example' or '*.example'"
+            )
+        return cls(name)
+
+
+class Origin(str):
+    """Where a page comes from, as browsers write it; `*`: anywhere."""
+
+    @classmethod
+    def parse(cls, text: object) -> "Origin":
+        """`"https://app.example"`. Raises ValueError that says what is expected."""
+        origin = text.lower() if isinstance(text, str) else ""
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{text!r} is no origin; write scheme and host, and the port if it is not the"
+                " scheme's own, such as 'https://app.example' or 'http://localhost:3000'"
+            )
+        return cls(origin)
 
 
 class Headers(tuple[tuple[str, str], ...]):

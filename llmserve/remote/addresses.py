@@ -72,7 +72,7 @@ class Addresses:
             except AttemptError as error:
                 self._on_attempt(error.error.code)
                 if error.is_outage:
-                    self._fail(address, error.error.message, is_trial=is_trial)
+                    self._fail(address, error.error.log_message, is_trial=is_trial)
                 else:
                     self._succeed(address)  # it is there, and speaks
                 raise

@@ -21,7 +21,7 @@ from llmserve.core import (
 )
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.calls import CallPieces
-from llmserve.remote.failure import BrokenAnswerError, ErrorInStreamError
+from llmserve.remote.failure import UNREADABLE, BrokenAnswerError, ErrorInStreamError
 from llmserve.remote.protocol import (
     DEFAULT_MAX_TOKENS,
     Call,
@@ -133,7 +133,7 @@ def _call(call: ToolCall, path: str) -> dict[str, object]:
         raise not_honoured(f"{path}.tool_calls", _WHOSE, "give ids of letters, digits, _ and -")
     try:
         arguments = msgspec.json.decode(call.arguments, type=dict[str, Raw])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidRequestError(
             f"{path}.tool_calls: the arguments of {call.name!r} are no JSON object",
             param=f"{path}.tool_calls",
@@ -215,7 +215,7 @@ class AnthropicDecoder:
             return
         try:
             wire = _decode_event(event.data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise BrokenAnswerError(f"sent an event that cannot be read: {error}") from error
         if "error" in (wire.type, event.name):
             raise ErrorInStreamError(event.data)

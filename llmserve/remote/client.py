@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Self
 
 import httpx2
@@ -77,12 +77,20 @@ class Link:
         self._lanes = [self._make_lane()]
         self._lane_of: dict[httpx2.Response, _Lane] = {}
 
-    async def send(self, method: str, url: str, body: bytes | None = None) -> httpx2.Response:
+    async def send(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx2.Response:
         """The head of the answer. Whoever gets it gives it back to `release`."""
         lane = self._free_lane()
         lane.num_active += 1
         try:
-            request = lane.client.build_request(method, self._parse(url), content=body)
+            request = lane.client.build_request(
+                method, self._parse(url), content=body, headers=headers
+            )
             response = await lane.client.send(request, stream=True)
         except BaseException:
             lane.num_active -= 1
@@ -151,7 +159,7 @@ class OpenAnswer:
         response: httpx2.Response | None = None
         answer: Self | None = None
         try:
-            response = await link.send("POST", url + call.path, call.body)
+            response = await link.send("POST", url + call.path, call.body, call.headers)
             await _check_head(response, asked, "text/event-stream")
             answer = cls(response, link, decoder, asked)
             await answer._fill()
@@ -246,7 +254,7 @@ async def fetch(link: Link, url: str, call: Call, asked: Asked) -> bytes:
     """A whole answer in JSON. Raises `AttemptError`. The caller has a deadline."""
     response: httpx2.Response | None = None
     try:
-        response = await link.send("POST", url + call.path, call.body)
+        response = await link.send("POST", url + call.path, call.body, call.headers)
         await _check_head(response, asked, "application/json")
         body = await read_bounded(response, link.bounds.answer_bytes + 1)
         if len(body) > link.bounds.answer_bytes:

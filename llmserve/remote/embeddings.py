@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from llmserve.core import EmbeddingRequest, Vectors
-from llmserve.remote.failure import BrokenAnswerError
+from llmserve.remote.failure import UNREADABLE, BrokenAnswerError
 from llmserve.remote.protocol import Call, encode_body
 
 
@@ -47,7 +47,7 @@ def decode(body: bytes, request: EmbeddingRequest) -> tuple[Vectors, int]:
         answer = msgspec.json.decode(body, type=_Answer)
         rows = {item.index: _row(item.embedding) for item in answer.data}
         vectors = np.stack([rows[index] for index in range(len(request.inputs))])
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError) as error:
+    except (*UNREADABLE, binascii.Error, ValueError) as error:
         raise BrokenAnswerError(f"sent embeddings that cannot be read: {error}") from error
     except KeyError as error:
         raise BrokenAnswerError(f"sent no embedding of input {error.args[0]}") from error

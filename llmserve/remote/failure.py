@@ -31,6 +31,8 @@ from llmserve.remote.retry import Failure
 MAX_MESSAGE_LEN = 500
 DEFAULT_RETRY_AFTER_S = 1
 MAX_RETRY_AFTER_S = 86_400
+# What msgspec raises for bytes that are no JSON, or nested too deep to be read.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # Where an error comes inside of a stream, in place of the status that it would have had.
 _STATUSES = {
@@ -110,7 +112,14 @@ def from_status(asked: Asked, status: int, headers: Mapping[str, str], body: byt
 def _error_of(
     asked: Asked, status: int, message: str, code: str | None, param: str | None
 ) -> LlmserveError:
-    said = f": {message}" if message else ""
+    error = _told(asked, status, f": {message}" if message else "", code, param)
+    error.log_message = _told(asked, status, "", code, param).message
+    return error
+
+
+def _told(
+    asked: Asked, status: int, said: str, code: str | None, param: str | None
+) -> LlmserveError:
     if status in _AUTH:
         variable = asked.api_key_env
         fix = f"check the environment variable {variable}" if variable else "set api_key_env"
@@ -203,7 +212,7 @@ def _read_error(body: bytes) -> tuple[str, str | None, str | None]:
     """Message, code (else type) and param of an error in any of the usual envelopes."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return "", None, None  # a page for people
     inner: Any = decoded
     if isinstance(inner, list) and inner:  # Google's

@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 _USABLE_KEY = re.compile(r"[\x21-\x7e]+")
 _NO_USAGE = Usage(0, 0, 0)
+_NO_HEADERS: Mapping[str, str] = {}
 
 Connect = Callable[[Provider, dict[str, str]], Awaitable[Link]]
 
@@ -95,13 +96,16 @@ class RemoteModel:
         """Requests that have no slot yet."""
         return self._slots.num_waiting
 
-    async def generate(self, request: Request) -> EventStream:
+    async def generate(
+        self, request: Request, trace_headers: Mapping[str, str] = _NO_HEADERS
+    ) -> EventStream:
         """`Started`, parts, `Finished`. Leaving early ends the request at the provider.
 
-        Raises `LlmserveError`; after the first event only `ProviderError`s.
+        `trace_headers` go with it. Raises `LlmserveError`; after the first event only
+        `ProviderError`s.
         """
         mode = resolve_mode(request, self.spec.default_mode, has_template=True)
-        call = self._protocol.encode(request, mode)
+        call = self._protocol.encode(request, mode)._replace(headers=trace_headers)
         self._check_key()
         clock = _Clock()
         async with self._counted(), AsyncExitStack() as held:
@@ -121,7 +125,9 @@ class RemoteModel:
                 timings = clock.timings(ending.usage.generated_tokens)
                 yield Finished(ending.reason, ending.stop_sequence, ending.usage, timings)
 
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+    async def embed(
+        self, request: EmbeddingRequest, trace_headers: Mapping[str, str] = _NO_HEADERS
+    ) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`."""
         if self.provider.protocol != "openai":
             raise not_honoured(
@@ -129,7 +135,7 @@ class RemoteModel:
                 f"the {self.provider.protocol} protocol: it has no embeddings",
                 "name another",
             )
-        call = embeddings.encode(request, self.remote_model)
+        call = embeddings.encode(request, self.remote_model)._replace(headers=trace_headers)
         self._check_key()
 
         async def attempt(link: Link, address: Address) -> tuple[Vectors, int]:
@@ -279,7 +285,7 @@ class RemoteModel:
                 wait_s = self._pause_s(error, failed, deadline)
                 if wait_s is None:
                     break
-                log.info("%s; trying again in %.1f s", error.error.message, wait_s)
+                log.info("%s; trying again in %.1f s", error.error.log_message, wait_s)
                 await asyncio.sleep(wait_s)
         raise last.error if last else self.addresses.spared()
 

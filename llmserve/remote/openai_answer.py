@@ -9,7 +9,7 @@ from msgspec import Struct
 from llmserve.core import Delta, FinishReason, Part, ReasoningDelta, SampledLogprob, Usage
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.calls import CallPieces
-from llmserve.remote.failure import BrokenAnswerError, ErrorInStreamError
+from llmserve.remote.failure import UNREADABLE, BrokenAnswerError, ErrorInStreamError
 from llmserve.remote.logprobs import Logprobs, read_logprobs
 from llmserve.remote.protocol import Ending
 from llmserve.remote.sse import SseEvent
@@ -98,7 +98,7 @@ class OpenAIDecoder:
             return
         try:
             chunk = _decode_chunk(event.data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise BrokenAnswerError(f"sent an event that cannot be read: {error}") from error
         if chunk.error is not None or event.name == "error":
             raise ErrorInStreamError(event.data)

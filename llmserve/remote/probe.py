@@ -18,7 +18,7 @@ from llmserve.errors import LlmserveError, ProviderError, ProviderModelError
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.provider import Retry
 from llmserve.remote.client import read_bounded
-from llmserve.remote.failure import from_status, from_transport, reason
+from llmserve.remote.failure import UNREADABLE, from_status, from_transport, reason
 from llmserve.remote.model import RemoteModel
 from llmserve.remote.remotes import Remotes
 
@@ -134,7 +134,7 @@ def _names(body: bytes) -> list[str] | None:
     try:
         models: Any = msgspec.json.decode(body)
         return [str(each["id"]) for each in models["data"]]
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+    except (*UNREADABLE, LookupError, TypeError):
         return None
 
 

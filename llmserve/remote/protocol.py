@@ -5,7 +5,7 @@ also fields that `core.Request` may get later.
 """
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -35,6 +35,7 @@ _PARAMS = {  # as the native dialect calls them
 class Call(NamedTuple):
     path: str  # after the provider's address
     body: bytes
+    headers: Mapping[str, str] = {}  # beside those of every call
 
 
 class Ending(NamedTuple):

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from openapi_spec_validator import validate
 
+from llmserve.api.access import Level, level_of
 from llmserve.api.app import OPERATIONS, ROUTES
 from llmserve.api.openapi import Document
 from llmserve.api.schemas.responses import ResponsesRequest
@@ -49,6 +50,20 @@ def test_every_operation_has_its_method_and_its_errors(route: Any) -> None:
     assert content(route.path.replace(":path", ""), "500") == {
         "application/json": {"schema": {"$ref": "#/components/schemas/ErrorEnvelope"}}
     }
+
+
+@pytest.mark.parametrize("path", DOCUMENT["paths"])
+def test_what_asks_for_a_key_says_so(path: str) -> None:
+    (operation,) = DOCUMENT["paths"][path].values()
+    level = level_of(path)
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    # {}: a server without keys asks for none.
+    expected: list[Any] = [{}, *({name: []} for name in schemes)]
+    assert operation["security"] == ([] if level is Level.OPEN else expected)
+    assert ("401" in operation["responses"]) == (level is not Level.OPEN)
+    assert "403" in operation["responses"]  # as foreign hosts and pages get everywhere
+    if level is Level.KEY and "post" in DOCUMENT["paths"][path]:
+        assert "429" in operation["responses"]
 
 
 def test_streams_are_documented_with_their_events() -> None:

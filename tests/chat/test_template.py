@@ -187,5 +187,5 @@ def test_nothing_leaves_the_sandbox(source: str) -> None:
 
 def test_what_is_unsafe_is_undefined() -> None:
     """jinja prints an unsafe attribute as nothing; only using it is an error."""
-    assert render("{{ lipsum.__globals__ }}{{ ''.__class__ }}{{ messages.__class__ }}") == ""
-    assert render("{{ lipsum.__globals__ is defined }}") == "False"
+    assert render("{{ range.__globals__ }}{{ ''.__class__ }}{{ messages.__class__ }}") == ""
+    assert render("{{ raise_exception.__globals__ is defined }}") == "False"

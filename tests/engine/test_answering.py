@@ -31,7 +31,7 @@ from llmserve.engine.prompt import load_style
 from llmserve.errors import InvalidRequestError
 from llmserve.testing import FakeRuntime, ScriptedRuntime
 from tests.chat import templates
-from tests.chat.formats.test_parser import Understood, understand
+from tests.chat.formats.understood import Understood, understand
 
 WEATHER_SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -249,6 +249,7 @@ def test_an_unused_rule_may_be_anything() -> None:
         ("root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000, "nested over 32"),
         ("root ::= " + '"' * 60_000, "symbols"),
         ("root ::= " + "[" * 60_000, "is no GBNF"),
+        ("root ::= [" + "a" * 60_000 + "]", "a set has 60000 characters, over 2000"),
         ("root ::= " + "{" * 60_000, "is no GBNF"),
         ('root ::= "a"{' + "9" * 60_000 + "}", "is no GBNF"),
         ('root ::= "' + "a" * (MAX_SYMBOLS + 1) + '"', f"can have {MAX_SYMBOLS}"),

@@ -10,7 +10,7 @@ from llmserve.chat.formats.parser import Segment
 from llmserve.chat.formats.table import THINKING
 from llmserve.engine.output import TextStream
 from llmserve.engine.reading import Reader, Reading
-from tests.chat.formats.test_parser import Understood, understand
+from tests.chat.formats.understood import Understood, understand
 
 HERMES = Reading("hermes", THINKING[0], with_calls=True)
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'

@@ -1,10 +1,11 @@
 """A loader whose every step the test decides."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from llmserve.engine.engine import Engine
+from llmserve.engine.facade import Crash, Facade
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
@@ -21,6 +22,9 @@ class FakeEngine:
         self.may_close = asyncio.Event()
         if closes_at_once:
             self.may_close.set()
+
+    def watch(self, on_crash: Callable[[Crash], None]) -> None:
+        self.on_crash = on_crash
 
     async def close(self) -> None:
         self.is_alive = False
@@ -41,14 +45,17 @@ class FakeLoader:
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         return Placement(context_length=1, max_sequences=1, size_bytes=self.sizes[spec.name])
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
+    def drop(self, spec: ModelSpec) -> None:
+        pass
+
+    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Facade:
         self.loads.append(spec.name)
         if not self.is_instant:
             self.loading[spec] = asyncio.get_running_loop().create_future()
             await self.loading[spec]
         engine = FakeEngine(spec, closes_at_once=self.is_instant)
         self.engines.append(engine)
-        return cast(Engine, engine)
+        return cast(Facade, engine)
 
     def finish(self, spec: ModelSpec, error: Exception | None = None) -> None:
         future = self.loading.pop(spec)

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from llmserve.engine import library, opening
 from llmserve.engine.llama import LlamaRuntime
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.metrics import Metrics
-from llmserve.pool import loader as module
+from llmserve.pool import loader
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
+from llmserve.pool.threads import ThreadOpener
 from llmserve.registry.config import ModelSpec
 from tests.serving import wait_until
 from tests.tiny_models import write_llama
@@ -47,9 +49,9 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LlamaRuntime]]:
 
 
 async def load(spec: ModelSpec, progress: Progress) -> None:
-    loader = EngineLoader(Metrics(), auto_download=False)
-    placement = await loader.place(spec, GIB, progress)
-    engine = await loader.load(spec, placement, progress)
+    engines = EngineLoader(Metrics(), ThreadOpener(), auto_download=False)
+    placement = await engines.place(spec, GIB, progress)
+    engine = await engines.load(spec, placement, progress)
     await engine.close()
 
 
@@ -76,7 +78,7 @@ async def test_no_engine_no_runtime(
     def fail(*args: object, **keys: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "Engine", fail)
+    monkeypatch.setattr(opening, "Engine", fail)
     with pytest.raises(ZeroDivisionError):
         await load(spec, Progress())
     assert [runtime._closed for runtime in runtimes] == [True]
@@ -90,14 +92,15 @@ async def test_pinned_prompts_have_a_folder_until_there_are_none(
 
     pinning = replace(spec, pinned_prompts=("You are the clerk of a harbour.",))
     for each in (spec, pinning, spec):
-        loader = EngineLoader(
+        engines = EngineLoader(
             Metrics(),
+            ThreadOpener(),
             auto_download=False,
             prefix_cache_disk_bytes=1 << 20,
             pinned_dir=tmp_path / "pinned",
         )
-        placement = await loader.place(each, GIB, Progress())
-        engine = await loader.load(each, placement, Progress())
+        placement = await engines.place(each, GIB, Progress())
+        engine = await engines.load(each, placement, Progress())
         if each.pinned_prompts:
             await asyncio.to_thread(wait_until, files)
         await engine.close()
@@ -108,7 +111,7 @@ async def test_pinned_prompts_have_a_folder_until_there_are_none(
 # -- shutting down -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["obtain", "_load_runtime"])
+@pytest.mark.parametrize("stage", ["obtain", "load"])
 async def test_closing_the_pool_ends_a_load_wherever_it_is(
     stage: str,
     spec: ModelSpec,
@@ -118,6 +121,7 @@ async def test_closing_the_pool_ends_a_load_wherever_it_is(
 ) -> None:
     """… while a hub sends nothing, or while llama.cpp reads the weights."""
     loop, begun, may_go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    module: Any = loader if stage == "obtain" else library
     real: Callable[..., Any] = getattr(module, stage)
 
     def hangs(*args: Any, **keys: Any) -> Any:
@@ -127,14 +131,14 @@ async def test_closing_the_pool_ends_a_load_wherever_it_is(
 
     monkeypatch.setattr(module, stage, hangs)
     pool = Pool(
-        EngineLoader(Metrics(), auto_download=False),
+        EngineLoader(Metrics(), ThreadOpener(), auto_download=False),
         budget_bytes=lambda resident: GIB,
         load_wait_s=30,
     )
     pool.preload(spec)
     await begun.wait()
     closing = asyncio.create_task(pool.close())
-    if stage == "_load_runtime":
+    if stage == "load":
         while not pool.look(spec).progress.is_cancelled:  # noqa: ASYNC110 - a flag, not an event
             await asyncio.sleep(0)
         may_go_on.set()

@@ -122,6 +122,16 @@ REFUSALS = [
     ("[server]\nload_wait_s = inf\n" + MODEL, ["server.load_wait_s: ", "86400"]),
     ("[server]\nkeep_alive_s = 0\n" + MODEL, ["server.keep_alive_s: ", "> 0"]),
     ('[server]\nhost = ""\n' + MODEL, ["server.host: ", "length >= 1"]),
+    (
+        '[server]\nallowed_hosts = ["http://a"]\n' + MODEL,
+        ["server.allowed_hosts[0]", "'http://a' is no name of a host", "such as 'llm.example'"],
+    ),
+    (
+        '[server]\nallowed_origins = ["a.example"]\n' + MODEL,
+        ["server.allowed_origins[0]", "'a.example' is no origin", "such as 'https://app.example'"],
+    ),
+    ('[server]\nidle_timeout = "0s"\n' + MODEL, ["server.idle_timeout: ", "above 0", "'30s'"]),
+    ("[server]\nmax_connections = 0\n" + MODEL, ["server.max_connections: ", ">= 1"]),
     ("server = 1\n" + MODEL, ["server: ", "`int`"]),
     ("models = 1", ["models: ", "`int`"]),
     ("[models]\na = 1", ["models.a: ", "`int`"]),

@@ -1,6 +1,6 @@
 import pytest
 
-from llmserve.registry.units import Duration, Size
+from llmserve.registry.units import Duration, HostName, Origin, Size
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,41 @@ def test_anything_else_is_refused_with_an_example(wrong: object) -> None:
         Size.parse(wrong)
     with pytest.raises(ValueError, match="such as '10m'"):
         Duration.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("LLM.example.", "llm.example"), ("*.home.arpa", "*.home.arpa"), ("*", "*"), ("a_b", "a_b")],
+)
+def test_names_of_hosts(text: str, name: str) -> None:
+    assert HostName.parse(text) == name
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "http://a", "a:80", "a/b", "*a", "a.*", "a..b", ".", 1, None]
+)
+def test_what_is_no_name_of_a_host_is_refused_with_an_example(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"without scheme, port and path, such as 'llm\.example'"):
+        HostName.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://App.example", "https://app.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+        ("null", "null"),
+        ("*", "*"),
+    ],
+)
+def test_origins(text: str, origin: str) -> None:
+    assert Origin.parse(text) == origin
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "a", "https://a/", "https://u@a", "https://", "*.a", 1, None]
+)
+def test_what_is_no_origin_is_refused_with_an_example(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"such as 'https://app\.example'"):
+        Origin.parse(wrong)

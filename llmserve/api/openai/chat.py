@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
-from llmserve.api.body import MissingFieldError, decode_body, read_body
+from llmserve.api.body import MissingFieldError, decode_body
+from llmserve.api.caller import caller_of
 from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.errors import describe_error
@@ -29,6 +30,7 @@ from llmserve.api.schemas.openai_chat import (
     ChunkChoice,
     ResponseFormat,
 )
+from llmserve.api.upload import read_body
 from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
@@ -48,10 +50,10 @@ _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for noth
 async def chat_completions(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server
-    wire = decode_body(await read_body(request, server.max_body_bytes), ChatRequest)
+    wire = decode_body(await read_body(request), ChatRequest)
     include_usage = wants_usage(wire)
     requests = to_core(wire)
-    events = merge([gateway.generate(each) for each in requests])
+    events = merge(caller_of(request).generate_all(requests))
     kind = "chat.completion.chunk" if wire.stream else "chat.completion"
     head = make_head(gateway, wire.model, prefix="chatcmpl", kind=kind)
     if not wire.stream:
@@ -81,6 +83,7 @@ def to_core(wire: ChatRequest) -> list[core.Request]:
         constraint=structured_constraint(wire, _constraint(wire.response_format)),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
         cache_prompt=wire.cache_prompt is not False,
         tool_use=tool_use(wire),
         reasoning_effort=wire.reasoning_effort,

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
-from llmserve.api.body import decode_body, read_body
+from llmserve.api.body import decode_body
+from llmserve.api.caller import Caller, caller_of
 from llmserve.api.merge import merge
 from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.errors import describe_error
@@ -28,6 +29,7 @@ from llmserve.api.schemas.openai_completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
+from llmserve.api.upload import read_body
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
@@ -40,12 +42,13 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 async def completions(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server
-    wire = decode_body(await read_body(request, server.max_body_bytes), CompletionRequest)
+    wire = decode_body(await read_body(request), CompletionRequest)
     include_usage = wants_usage(wire)
     prompts = to_prompts(wire)
     requests = to_core(wire, prompts)
-    echoes = await _echoes(gateway, wire.model, prompts) if wire.echo else [""] * len(prompts)
-    events = merge([gateway.generate(each) for each in requests])
+    caller = caller_of(request)
+    echoes = await _echoes(caller, wire.model, prompts) if wire.echo else [""] * len(prompts)
+    events = merge(caller.generate_all(requests))
     head = make_head(gateway, wire.model, prefix="cmpl", kind="text_completion")
     if not wire.stream:
         return FoldedAnswer(events, functools.partial(_render, head, wire, echoes))
@@ -82,6 +85,7 @@ def to_core(wire: CompletionRequest, prompts: Sequence[TextOrTokens]) -> list[co
         constraint=structured_constraint(wire),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
         cache_prompt=wire.cache_prompt is not False,
     )
     return [
@@ -137,14 +141,12 @@ def _check(wire: CompletionRequest, num_prompts: int) -> None:
         )
 
 
-async def _echoes(
-    gateway: Gateway, model: str | None, prompts: Sequence[TextOrTokens]
-) -> list[str]:
+async def _echoes(caller: Caller, model: str | None, prompts: Sequence[TextOrTokens]) -> list[str]:
     """What stands before the answers: the prompts' text."""
     if all(isinstance(prompt, str) for prompt in prompts):
         return [prompt for prompt in prompts if isinstance(prompt, str)]
     try:
-        async with gateway.engine(model) as engine:
+        async with caller.engine(model) as engine:
             return [
                 prompt if isinstance(prompt, str) else await engine.detokenize(prompt)
                 for prompt in prompts

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from llmserve.api.answer import Answer, send_body
-from llmserve.api.body import decode_body, read_body
+from llmserve.api.body import decode_body
+from llmserve.api.caller import Caller, caller_of
 from llmserve.api.openai.params import texts_or_tokens
 from llmserve.api.schemas.openai_embeddings import (
     EmbeddingItem,
@@ -20,30 +21,32 @@ from llmserve.api.schemas.openai_embeddings import (
     EmbeddingsRequest,
     EmbeddingUsage,
 )
+from llmserve.api.upload import read_body
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
-from llmserve.gateway import Gateway
 
 MAX_INPUTS = 2048  # OpenAI's
 
 
 async def embeddings(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    body = await read_body(request, gateway.config.server.max_body_bytes)
-    wire = decode_body(body, EmbeddingsRequest)
-    return EmbeddingAnswer(gateway, to_core(wire), is_base64=wire.encoding_format == "base64")
+    wire = decode_body(await read_body(request), EmbeddingsRequest)
+    return EmbeddingAnswer(
+        caller_of(request), to_core(wire), is_base64=wire.encoding_format == "base64"
+    )
 
 
 def to_core(wire: EmbeddingsRequest) -> EmbeddingRequest:
     """Raises `InvalidRequestError`."""
     inputs = texts_or_tokens(wire.input, "input", most=MAX_INPUTS)
-    return EmbeddingRequest(tuple(inputs), model=wire.model, dimensions=wire.dimensions)
+    return EmbeddingRequest(
+        tuple(inputs), model=wire.model, dimensions=wire.dimensions, timeout_s=wire.timeout
+    )
 
 
 class EmbeddingAnswer(Answer):
     """All vectors in one body. A client that goes away cancels what is left to compute."""
 
-    def __init__(self, gateway: Gateway, request: EmbeddingRequest, *, is_base64: bool) -> None:
-        super().__init__(_embed(gateway, request))
+    def __init__(self, caller: Caller, request: EmbeddingRequest, *, is_base64: bool) -> None:
+        super().__init__(_embed(caller, request))
         self._is_base64 = is_base64
 
     async def _send(self, send: Send) -> None:
@@ -52,8 +55,8 @@ class EmbeddingAnswer(Answer):
         await send_body(send, await asyncio.to_thread(render, found, is_base64=self._is_base64))
 
 
-async def _embed(gateway: Gateway, request: EmbeddingRequest) -> AsyncGenerator[Embeddings, None]:
-    yield await gateway.embed(request)
+async def _embed(caller: Caller, request: EmbeddingRequest) -> AsyncGenerator[Embeddings, None]:
+    yield await caller.embed(request)
 
 
 def render(found: Embeddings, *, is_base64: bool) -> bytes:

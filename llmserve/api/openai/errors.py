@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 
 from llmserve.api.body import (
-    BodyTooLargeError,
     MissingFieldError,
     UnknownFieldError,
     UnknownKindError,
 )
 from llmserve.api.errors import Description, describe
 from llmserve.api.schemas.errors import ErrorBody
+from llmserve.api.upload import BodyTooLargeError
 from llmserve.errors import (
+    AuthenticationError,
     InvalidRequestError,
     LlmserveError,
     ModelNotFoundError,
@@ -61,8 +62,8 @@ def describe_error(error: LlmserveError, params: Mapping[str, str] = _PARAMS) ->
         # Libraries that cut a conversation to size look for this code, or for these words.
         message = f"This model's maximum context length is exceeded: {error.message}"
         return _invalid(400, "context_length_exceeded", message, param)
-    if isinstance(error, ModelNotFoundError):
-        return _invalid(404, error.code, error.message, param)
+    if isinstance(error, ModelNotFoundError | AuthenticationError):
+        return _invalid(status, error.code, error.message, param)
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), error.code)
     kind = "server_error" if status >= 500 else body.type
     return Description(status, ErrorBody(kind, code, error.message, param))

@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.api.body import json_response
+from llmserve.api.caller import caller_of
 from llmserve.api.schemas.openai import ModelCard, ModelCards
 from llmserve.gateway import Gateway
 from llmserve.registry.config import ModelSpec
@@ -14,7 +15,7 @@ async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     cards = [
         _card(gateway, name, spec)
-        for spec in gateway.config.models
+        for spec in caller_of(request).models
         for name in (spec.name, *spec.aliases)
     ]
     return json_response(ModelCards("list", cards))
@@ -23,7 +24,7 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     name = request.path_params["name"]
-    return json_response(_card(gateway, name, gateway.resolve(name)))
+    return json_response(_card(gateway, name, caller_of(request).resolve(name)))
 
 
 def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:

@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve import core
-from llmserve.api.body import decode_body, json_response, read_body
+from llmserve.api.body import decode_body, json_response
+from llmserve.api.caller import caller_of
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.tools import to_tools
 from llmserve.api.schemas.tokens import (
@@ -18,34 +19,31 @@ from llmserve.api.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
+from llmserve.api.upload import read_body
 from llmserve.errors import InvalidRequestError
-from llmserve.gateway import Gateway
 
 T = TypeVar("T")
 
 
 async def tokenize(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    wire = await _read(gateway, request, TokenizeRequest)
+    wire = await _read(request, TokenizeRequest)
     text, add_special = _text(wire)
-    async with gateway.engine(wire.model) as engine:
+    async with caller_of(request).engine(wire.model) as engine:
         tokens = await engine.tokenize(text, add_special=add_special)
         max_len = engine.limits.context_length
     return json_response(TokenizeResponse(tokens, len(tokens), max_len))
 
 
 async def detokenize(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    wire = await _read(gateway, request, DetokenizeRequest)
-    async with gateway.engine(wire.model) as engine:
+    wire = await _read(request, DetokenizeRequest)
+    async with caller_of(request).engine(wire.model) as engine:
         text = await engine.detokenize(wire.tokens)
     return json_response(DetokenizeResponse(text, text))
 
 
 async def tokenizer_info(request: Request) -> Response:
     """Of the model that the query names, as vLLM's, which has only one."""
-    gateway: Gateway = request.app.state.gateway
-    async with gateway.engine(request.query_params.get("model")) as engine:
+    async with caller_of(request).engine(request.query_params.get("model")) as engine:
         info, name = engine.info, engine.name
         max_len = engine.limits.context_length
     return json_response(
@@ -63,8 +61,7 @@ async def tokenizer_info(request: Request) -> Response:
 
 
 async def apply_template(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    wire = await _read(gateway, request, TemplateRequest)
+    wire = await _read(request, TemplateRequest)
     tools = to_tools(wire.tools or [])
     conversation = core.Request(
         messages=to_messages(wire.messages),
@@ -72,7 +69,7 @@ async def apply_template(request: Request) -> Response:
         reasoning_effort=wire.reasoning_effort,
         template_variables=wire.chat_template_kwargs or {},
     )
-    async with gateway.engine(wire.model) as engine:
+    async with caller_of(request).engine(wire.model) as engine:
         return json_response(TemplateResponse(await engine.render(conversation)))
 
 
@@ -90,5 +87,5 @@ def _text(wire: TokenizeRequest) -> tuple[str, bool]:
     raise InvalidRequestError("give either content or prompt", param="content")
 
 
-async def _read(gateway: Gateway, request: Request, kind: type[T]) -> T:
-    return decode_body(await read_body(request, gateway.config.server.max_body_bytes), kind)
+async def _read(request: Request, kind: type[T]) -> T:
+    return decode_body(await read_body(request), kind)

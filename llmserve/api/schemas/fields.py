@@ -10,6 +10,7 @@ TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 TextsOrTokens = str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Timeout = Annotated[float, Meta(gt=0, le=86_400)]  # seconds
 MinP = Annotated[float, Meta(ge=0, le=1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=16)]

@@ -16,7 +16,8 @@ class ModelStatus(Struct, kw_only=True):
     name: str
     aliases: tuple[str, ...]
     source: str
-    state: str  # cold | loading | ready | unloading | failed; remote: ready | half-open | open
+    # cold | loading | ready | unloading | failed | quarantined; remote: ready | half-open | open
+    state: str
     doing: str | None = None  # of a load: reading | downloading | waiting for memory | loading
     progress: float | None = None  # of what it is doing, 0 to 1
     bytes: int | None = None  # estimate of the memory it takes; null before the first load
@@ -26,6 +27,10 @@ class ModelStatus(Struct, kw_only=True):
     last_used: float | None  # unix time
     pinned: bool = False
     error: str | None
+    pid: int | None = None  # of the process that the model is loaded in; null: it has none
+    memory: int | None = None  # bytes that this process has in memory, with the file's pages
+    crashes: int = 0  # processes of this model that died
+    log: list[str] | None = None  # the last lines of the last one of them
     fallback: tuple[str, ...]
     addresses: list[AddressStatus] | None = None  # of a remote model
 

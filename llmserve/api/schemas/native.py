@@ -14,6 +14,7 @@ from llmserve.api.schemas.fields import (
     StopString,
     StopStrings,
     Temperature,
+    Timeout,
 )
 from llmserve.core import FinishReason, Mode, Priority, Timings
 
@@ -80,6 +81,7 @@ class InferenceRequest(Struct, forbid_unknown_fields=True):
     response_format: ResponseFormat | None = None
     priority: Priority | None = None
     deterministic: bool | None = None
+    timeout: Timeout | None = None  # of all of it, with waiting
 
 
 class Details(Struct):

@@ -5,7 +5,7 @@ known, would change the answer, and are not supported (`openai/params.py` refuse
 fields whose type is `Inert` cannot change the answer.
 """
 
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
@@ -17,6 +17,7 @@ from llmserve.api.schemas.fields import (
     StopString,
     StopStrings,
     Temperature,
+    Timeout,
 )
 from llmserve.core import Priority
 
@@ -28,6 +29,8 @@ def refused_but(*harmless: object) -> Meta:
 
 Refused: TypeAlias = Annotated[Any, refused_but()]
 Inert: TypeAlias = Annotated[Any, Meta(description="Accepted; cannot change the answer.")]
+if not TYPE_CHECKING:  # looked through, but never made: a million of things in it cost nothing
+    Inert = Annotated[Raw, Meta(description="Accepted; cannot change the answer.")]
 SchemaOrText: TypeAlias = Annotated[
     Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})
 ]  # as it was sent
@@ -66,8 +69,9 @@ class SamplingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: MinP | None = None
     ignore_eos: bool | None = None
-    priority: Priority | None = None  # ours, as is `deterministic`
+    priority: Priority | None = None  # ours, as are the next two
     deterministic: bool | None = None
+    timeout: Timeout | None = None  # of all of it, with waiting
 
     cache_prompt: bool | None = None  # llama-server's: false computes all of the prompt
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct
 
-from llmserve.api.schemas.fields import TextsOrTokens
+from llmserve.api.schemas.fields import TextsOrTokens, Timeout
 from llmserve.api.schemas.openai import Inert
 
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -20,6 +20,7 @@ class EmbeddingsRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None  # float
     dimensions: Dimensions | None = None  # as many as the model has
+    timeout: Timeout | None = None  # ours
 
     user: Inert = None
 

@@ -53,7 +53,19 @@ def read_call(text: str) -> tuple[str, str] | None:
             return None
     if not isinstance(name, str) or not isinstance(arguments, dict | None):
         return None
-    return name, json.dumps(arguments or {}, ensure_ascii=False)
+    written = json.dumps(arguments or {}, ensure_ascii=False)
+    if not is_unicode(written):
+        written = json.dumps(arguments)
+    return (name, written) if is_unicode(name) else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be sent: JSON can escape half of a surrogate pair, UTF-8 has no such thing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_json(text: str, types: frozenset[str]) -> str:

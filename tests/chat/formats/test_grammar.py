@@ -21,7 +21,7 @@ from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.errors import InvalidRequestError
 from llmserve.testing import EOS, FakeRuntime
 from tests.api.test_fuzz import json_values
-from tests.chat.formats.test_parser import run, understand
+from tests.chat.formats.understood import run, understand
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

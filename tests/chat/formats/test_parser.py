@@ -1,24 +1,17 @@
 """What is in recorded answers, however they are cut into pieces."""
 
 import json
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.chat.formats.parser import Parser, Segment
+from llmserve.chat.formats.parser import Parser
 from llmserve.chat.formats.table import FORMATS, START, THINKING, THOUGHT, states_of
 from llmserve.core import Delta, ReasoningDelta, ToolCallDelta
 from tests.chat.formats.recorded import RECORDED, TYPES, Recorded
-
-
-class Understood(NamedTuple):
-    text: str
-    reasoning: str
-    calls: list[tuple[str, str]]
+from tests.chat.formats.understood import Understood, run, understand
 
 
 def make_parser(recorded: Recorded) -> Parser:
@@ -27,36 +20,6 @@ def make_parser(recorded: Recorded) -> Parser:
         first=THOUGHT if recorded.in_thought else START,
         value_types=TYPES,
     )
-
-
-def run(parser: Parser, pieces: Sequence[str]) -> list[Segment]:
-    return [segment for piece in pieces for segment in parser.push(piece)] + parser.flush()
-
-
-def understand(segments: Sequence[Segment]) -> Understood:
-    text = reasoning = ""
-    names: list[str] = []
-    arguments: list[str] = []
-    for _, part in segments:
-        match part:
-            case Delta(more):
-                assert more
-                text += more
-            case ReasoningDelta(more):
-                assert more
-                reasoning += more
-            case ToolCallDelta(index, more, id, name):
-                if name is not None:
-                    assert index == len(names)
-                    assert id is not None
-                    assert re.fullmatch(r"call_[a-zA-Z0-9]{24}", id)
-                    names.append(name)
-                    arguments.append("")
-                else:
-                    assert id is None
-                assert index == len(names) - 1
-                arguments[index] += more
-    return Understood(text, reasoning, list(zip(names, arguments, strict=True)))
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -148,6 +111,15 @@ def test_a_call_that_is_cut_short_has_what_there_was() -> None:
     parser = make_parser(RECORDED["hermes"])
     found = understand(run(parser, [RECORDED["hermes"].output[:58]]))
     assert found.calls == [("get_weather", '{"city": ')]
+
+
+def test_half_of_a_surrogate_pair_stays_escaped() -> None:
+    """No answer could be sent with it, and JSON can say it in other words."""
+    calls = r'<tool_call>{"parameters": {"a": "é\ud800"}, "name": "f"}</tool_call>'
+    found = understand(run(make_parser(RECORDED["hermes"]), [calls]))
+    assert found.calls == [("f", r'{"a": "\u00e9\ud800"}')]
+    no_call = calls.replace('"f"', r'"\ud800"')
+    assert understand(run(make_parser(RECORDED["hermes"]), [no_call])).text == no_call
 
 
 def test_the_beginning_of_a_call_is_shown_if_no_more_comes() -> None:

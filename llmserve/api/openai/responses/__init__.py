@@ -8,13 +8,15 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from llmserve.api.answer import Answer, StreamedAnswer, send_body, sse_event
-from llmserve.api.body import decode_body, read_body
+from llmserve.api.body import decode_body
+from llmserve.api.caller import caller_of
 from llmserve.api.errors import as_llmserve_error
 from llmserve.api.openai.errors import describe_response_error
 from llmserve.api.openai.responses.builder import ResponseBuilder
 from llmserve.api.openai.responses.request import to_core, to_echo, wants_summary
 from llmserve.api.schemas.response_items import StreamEvent
 from llmserve.api.schemas.responses import ResponsesRequest
+from llmserve.api.upload import read_body
 from llmserve.core import Event, EventStream
 from llmserve.gateway import Gateway
 
@@ -24,10 +26,10 @@ log = logging.getLogger(__name__)
 async def responses(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server
-    wire = decode_body(await read_body(request, server.max_body_bytes), ResponsesRequest)
+    wire = decode_body(await read_body(request), ResponsesRequest)
     asked = to_core(wire)
     builder = ResponseBuilder(to_echo(wire, asked), wants_summary=wants_summary(wire))
-    events = gateway.generate(asked)
+    events = caller_of(request).generate(asked)
     if wire.stream:
         return _Streamed(events, builder, keep_alive_s=server.keep_alive_s)
     return _Whole(events, builder)

@@ -73,6 +73,7 @@ def to_core(wire: ResponsesRequest) -> core.Request:
         constraint=_constraint(text.format),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
+        timeout_s=wire.timeout,
         cache_prompt=wire.cache_prompt is not False,
         tool_use=_tool_use(wire),
         reasoning_effort=reasoning.effort,

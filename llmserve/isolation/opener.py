@@ -1,0 +1,128 @@
+"""An order -> a running model in a child process."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import psutil
+
+from llmserve.engine.messages import Load, StepStats
+from llmserve.engine.order import LIBRARY, LoadProgress, Machine, Order
+from llmserve.isolation.engine import ProcessEngine
+from llmserve.isolation.messages import FromChild, NotLoaded, Open, Progress, Ready
+from llmserve.isolation.process import ChildProcess, crashed, first_of
+from llmserve.isolation.spawn import Spawned, spawn
+from llmserve.isolation.watchdog import Watchdog
+
+OVERHEAD_BYTES = 45 << 20  # of a process, beside the model: its interpreter, modules and buffers
+
+
+class ProcessOpener:
+    """Implements `pool.loader.Opener`."""
+
+    overhead_bytes = OVERHEAD_BYTES
+
+    def __init__(self, log_level: Callable[[], int], library: str = LIBRARY) -> None:
+        """`log_level()` is the lowest level of records that are of use here."""
+        self._log_level = log_level
+        self._library = library
+        self._machine: Machine | None = None
+        self._started: dict[str, Spawned] = {}
+        self._spares: dict[str, ChildProcess] = {}  # that have been asked about the machine
+
+    def start(self, name: str) -> None:
+        """Let the process of a model start, which is going to be opened soon."""
+        self._started[name] = spawn(name, self._library)
+
+    async def machine(self, name: str) -> Machine:
+        """Of the first child, which waits for its order. Raises `EngineCrashedError`."""
+        if self._machine is None:
+            if name not in self._spares:
+                self._spares[name] = self._child(name)
+            self._machine = await self._spares[name].machine()
+        return self._machine
+
+    def drop(self, name: str) -> None:
+        """There will be no order for `name`. Fine if nothing was asked."""
+        if spare := self._spares.pop(name, None):
+            spare.kill("was not needed")
+
+    def _child(self, name: str) -> ChildProcess:
+        spawned = self._started.pop(name) if name in self._started else spawn(name, self._library)
+        return ChildProcess(name, spawned)
+
+    async def open(
+        self,
+        order: Order,
+        progress: LoadProgress,
+        *,
+        stall_timeout_s: float,
+        on_step: Callable[[StepStats], None],
+        on_load: Callable[[Load], None],
+    ) -> ProcessEngine:
+        """Raises `ModelFileError`, `EngineError`, or `EngineCrashedError`. May be cancelled."""
+        process = self._spares.pop(order.name, None) or self._child(order.name)
+        try:
+            process.send(Open(order, self._log_level()))
+            ready = await _loaded(process, progress, stall_timeout_s)
+        except BaseException:
+            process.kill("was told to give up")
+            await process.wait()
+            raise
+        return ProcessEngine(
+            process, ready, stall_timeout_s=stall_timeout_s, on_step=on_step, on_load=on_load
+        )
+
+
+async def _loaded(process: ChildProcess, progress: LoadProgress, stall_timeout_s: float) -> Ready:
+    outcome: asyncio.Future[Ready | NotLoaded] = asyncio.get_running_loop().create_future()
+
+    def receive(message: FromChild) -> None:
+        match message:
+            case Progress(fraction):
+                watchdog.sign()
+                progress.update(fraction)
+            case Ready() | NotLoaded():
+                outcome.set_result(message)
+
+    def on_stall() -> None:
+        process.kill(f"made no progress for {stall_timeout_s:g} s (stall_timeout): killed")
+
+    watchdog = Watchdog(stall_timeout_s, on_stall, _reads_of(process.pid))
+    watchdog.begin()
+    process.on_message = receive
+    progress.on_cancel = lambda: process.kill("was told to give up")
+    if progress.is_cancelled:
+        progress.on_cancel()
+    try:
+        await first_of(outcome, process.ended)
+    finally:
+        watchdog.close()
+        progress.on_cancel = lambda: None
+    if not outcome.done():
+        end = process.ended.result()
+        error = crashed(process.name, end, "while it was loading")
+        error.log_lines = end.log_lines
+        raise error
+    result = outcome.result()
+    if isinstance(result, NotLoaded):
+        raise result.fault.error()
+    return result
+
+
+def _reads_of(pid: int) -> Callable[[], bool]:
+    """Whether the process has read from disk since it was asked last.
+
+    llama.cpp says nothing while the system reads a mapped file, which can take minutes.
+    """
+    last = -1
+
+    def has_read() -> bool:
+        nonlocal last
+        before = last
+        with contextlib.suppress(psutil.Error, AttributeError, NotImplementedError):
+            last = psutil.Process(pid).io_counters().read_bytes
+        return last != before
+
+    has_read()
+    return has_read

@@ -1,0 +1,160 @@
+"""Loads that end well, badly, early or never."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from llmserve.errors import EngineCrashedError, ModelFileError
+from llmserve.isolation.opener import ProcessOpener
+from llmserve.isolation.process import describe_exit
+from llmserve.isolation.spawn import spawn
+from llmserve.pool.progress import Progress
+from tests.isolation import library
+from tests.isolation.children import is_there, open_child, order, until
+from tests.isolation.library import Script
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def children() -> list[int]:
+    import psutil
+
+    return [each.pid for each in psutil.Process().children()]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> object:
+    yield
+    assert children() == []
+
+
+async def test_a_refusal_is_the_same_error(tmp_path: Path) -> None:
+    path = Script(refuses="tensor 3 is a lie").write(tmp_path / "model")
+    with pytest.raises(ModelFileError, match="tensor 3 is a lie"):
+        await open_child(path)
+
+
+async def test_a_bug_is_an_error_as_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "model"
+    path.write_text("not JSON")
+    with pytest.raises(Exception, match="DecodeError"):
+        await open_child(path)
+    assert "a bug ended a load" in caplog.text
+
+
+async def test_a_file_that_kills_its_loader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = [f"line {i} {'x' * 1000}" for i in range(50)] + ["GGML_ASSERT(true) failed"]
+    path = Script(dies=signal.SIGABRT, says=says).write(tmp_path / "model")
+    with pytest.raises(
+        EngineCrashedError, match=r"killed by signal 6 .* while it was loading"
+    ) as e:
+        await open_child(path)
+    lines = e.value.log_lines
+    assert len(lines) == 20
+    assert "GGML_ASSERT(true) failed" in lines[-1] or "GGML_ASSERT(true) failed" in lines
+    assert max(map(len, lines)) <= 400
+    assert "fake: GGML_ASSERT(true) failed" in caplog.text
+
+
+async def test_a_load_without_progress_is_ended(tmp_path: Path) -> None:
+    path = Script(hangs=True).write(tmp_path / "model")
+    with pytest.raises(EngineCrashedError, match=r"no progress for 0.5 s \(stall_timeout\)"):
+        await open_child(path, stall_timeout_s=0.5)
+
+
+@pytest.mark.parametrize("how", ["progress", "task"])
+async def test_a_load_can_be_given_up_at_once(how: str, tmp_path: Path) -> None:
+    path = Script(hangs=True).write(tmp_path / "model")
+    progress = Progress()
+    loading = asyncio.create_task(
+        ProcessOpener(lambda: 20, library.NAME).open(
+            order(path),
+            progress,
+            stall_timeout_s=60,
+            on_step=lambda stats: None,
+            on_load=lambda load: None,
+        )
+    )
+    await until(lambda: progress.fraction == 0.5)
+    if how == "task":
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+    else:
+        progress.cancel()
+        with pytest.raises(EngineCrashedError, match="was told to give up"):
+            await loading
+
+
+async def test_the_first_child_is_asked_about_the_machine_and_then_used(tmp_path: Path) -> None:
+    opener = ProcessOpener(lambda: 20, library.NAME)
+    opener.start("fake")
+    (pid,) = children()
+    assert await opener.machine("fake") == library.machine()
+    engine = await opener.open(
+        order(Script().write(tmp_path / "model")),
+        Progress(),
+        stall_timeout_s=60,
+        on_step=lambda stats: None,
+        on_load=lambda load: None,
+    )
+    assert engine.pid == pid
+    assert await opener.machine("another") == library.machine(), "known by now"
+    assert children() == [pid]
+    await engine.close()
+
+
+async def test_a_child_that_is_not_needed_ends() -> None:
+    opener = ProcessOpener(lambda: 20, library.NAME)
+    await opener.machine("fake")
+    (pid,) = children()
+    opener.drop("fake")
+    opener.drop("fake")
+    await until(lambda: not is_there(pid))
+
+
+async def test_a_child_that_cannot_even_start() -> None:
+    opener = ProcessOpener(lambda: 20, "no.such.library")
+    with pytest.raises(EngineCrashedError, match="ended with exit code 1"):
+        await opener.machine("fake")
+    opener.drop("fake")
+
+
+async def test_a_child_ends_with_its_socket() -> None:
+    process, socket = spawn("fake", library.NAME)
+    socket.close()
+    assert await asyncio.to_thread(process.wait, 60) == 1
+    assert process.stdout
+    process.stdout.close()
+
+
+async def test_no_core_is_dumped_and_memory_is_taken_from_the_child_first(tmp_path: Path) -> None:
+    engine = await open_child(Script().write(tmp_path / "model"))
+    folder = Path(f"/proc/{engine.pid}")
+    assert "Max core file size        0                    0" in (folder / "limits").read_text()
+    ours = int((Path("/proc/self") / "oom_score_adj").read_text())
+    assert int((folder / "oom_score_adj").read_text()) == min(1000, ours + 300)
+    assert len(os.listdir(folder / "fd")) < 12, "nothing of ours but the socket and stderr"
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "ended with exit code 0"),
+        (-9, "was killed by signal 9 (out of memory?)"),
+        (-31, "was killed by signal 31"),
+    ],
+)
+async def test_an_exit_code_in_words(code: int, words: str) -> None:
+    assert describe_exit(code) == words
