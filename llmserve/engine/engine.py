@@ -46,6 +46,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.news import QueueNews
+from llmserve.engine.pinning import PinOptions, make_pins
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
@@ -88,6 +89,7 @@ class Engine:
         thread: ModelThread | None = None,
         prefix_cache_bytes: int = 0,
         disk: DiskOptions | None = None,
+        pinned: PinOptions = PinOptions(),  # noqa: B008 - frozen
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
@@ -121,6 +123,8 @@ class Engine:
             speculation=policy.speculation,
             prefix_cache_bytes=prefix_cache_bytes,
             disk=disk,
+            pins=self._encoder.submit(make_pins, name, pinned.prompts, runtime, self._style),
+            pinned_disk=pinned.disk,
         )
         self._worker.start(self._thread)
 

@@ -9,6 +9,7 @@ from llmserve.chat.mode import resolve_mode
 from llmserve.chat.style import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
+from llmserve.engine.radix import num_common
 from llmserve.engine.runtime import ModelInfo, Runtime
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import InvalidRequestError, TooLargeError
@@ -17,6 +18,8 @@ MAX_TEXT_LEN = 2 << 20  # characters of a text that POST /tokenize takes; a seco
 _FIRST_LEN = 8 * 1024  # characters of a text without bound that are tokenized first
 
 log = logging.getLogger(__name__)
+
+USER_BEGINS = ("a", "Z", "0", " a", "\n\na", "(", "é", "漢")
 
 
 class Prompt(NamedTuple):
@@ -75,6 +78,27 @@ def encode(
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long(field, f"{len(tokens)}", runtime)
     return Prompt(tokens, None if mode is Mode.COMPLETION else text)
+
+
+def system_prefix(system: str, runtime: Runtime, style: ChatStyle | None) -> list[int]:
+    """What all conversations with this system message begin with.
+
+    Whatever the user says: by its first character too, with which the template's last one may be
+    one token. Raises what `encode` raises.
+    """
+    if not runtime.info.generates:
+        raise InvalidRequestError("the model generates no text")
+    conversations = [
+        encode(
+            Request(messages=(Message("system", system), Message("user", begin))),
+            runtime,
+            style,
+            Mode.CHAT,
+        ).tokens
+        for begin in USER_BEGINS
+    ]
+    first = conversations[0]
+    return first[: min(num_common(first, other) for other in conversations[1:])]
 
 
 def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]:
