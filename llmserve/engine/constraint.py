@@ -19,7 +19,8 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from llmserve.core import Constraint
-from llmserve.engine.grammar import check, field_of, grammar_of, refusal
+from llmserve.engine.bounds import refusal
+from llmserve.engine.grammar import check, field_of, grammar_of
 from llmserve.engine.sampling import Allowed
 
 MAX_CACHED = 64  # grammars

@@ -30,11 +30,12 @@ from llmserve.core import (
 from llmserve.engine import embedding, prompt
 from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.answering import Answering, AnswerPlan
+from llmserve.engine.bounds import refusal
 from llmserve.engine.checks import check_request, check_tool_use
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.disk import DiskOptions
 from llmserve.engine.facade import Crash, shutting_down
-from llmserve.engine.grammar import field_of, refusal
+from llmserve.engine.grammar import field_of
 from llmserve.engine.messages import (
     Embed,
     Embedded,
