@@ -168,11 +168,7 @@ class Pool:
                     continue
             if not model.is_draining and model.state is not State.UNLOADING:
                 return model
-            changed = asyncio.ensure_future(self._changed.wait())
-            try:
-                await asyncio.wait([changed], timeout=deadline_s - time.monotonic())
-            finally:
-                changed.cancel()
+            await self._next_change(deadline_s - time.monotonic())
             if time.monotonic() >= deadline_s:
                 raise still_loading(model, time.monotonic())
 
@@ -229,10 +225,9 @@ class Pool:
     async def _made_engine(self, model: Model) -> Facade:
         """As `_make_engine`, again and again while its process dies, as far as that is of use."""
         while True:
-            pause_s = model.restarts.not_before_s - time.monotonic()
-            if pause_s > 0:
+            while (pause_s := model.restarts.not_before_s - time.monotonic()) > 0:
                 model.progress.begin("waiting after a crash")
-                await asyncio.sleep(pause_s)
+                await self._next_change(pause_s)
             try:
                 return await self._make_engine(model)
             except EngineCrashedError as error:
@@ -294,8 +289,9 @@ class Pool:
             self._start_unload(model)
 
     def forgive(self, spec: ModelSpec) -> None:
-        """Let a model in quarantine be tried again; of no effect on others."""
+        """Let a model whose process has died be tried again at once, also out of quarantine."""
         self._model(spec).forgive()
+        self._on_change()
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -307,6 +303,14 @@ class Pool:
             self._settle(model)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def _next_change(self, timeout_s: float) -> None:
+        """Returns when something has changed, or in time."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait([changed], timeout=timeout_s)
+        finally:
+            changed.cancel()
 
     def _settle(self, model: Model) -> None:
         """What an unused model does next: leave, be forgotten, or count down to leaving."""
