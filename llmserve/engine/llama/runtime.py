@@ -14,7 +14,6 @@ import llama_cpp.llama_cpp as lib
 import msgspec
 import numpy as np
 import psutil
-from msgspec.structs import astuple
 
 from llmserve.core import Vectors
 from llmserve.engine.llama.call import (
@@ -28,19 +27,23 @@ from llmserve.engine.llama.call import (
 )
 from llmserve.engine.llama.cells import LlamaCells
 from llmserve.engine.llama.embed import EmbeddingContext
+from llmserve.engine.llama.vocab import (
+    make_grammar_tokenizer,
+    model_info,
+    token_to_piece,
+    tokenize,
+)
 from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
-    InfillTokens,
     InputChunk,
     LlamaParams,
     Logits,
     Marker,
-    ModelInfo,
     RuntimeLimits,
     State,
 )
-from llmserve.engine.vocabulary import TokenBound, cutting_marks, measure, parts_of
+from llmserve.engine.vocabulary import cutting_marks, parts_of
 from llmserve.errors import EngineError, ModelFileError, harmless
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ class LlamaRuntime:
         try:
             # Beside each other: one walks over the vocabulary, the other clears the KV cells.
             with ThreadPoolExecutor(1) as helper:
-                info = helper.submit(_model_info, self._model, self._vocab)
+                info = helper.submit(model_info, self._model, self._vocab)
                 self._make_contexts(params)
             self.info = msgspec.structs.replace(info.result(), generates=params.generates)
             self.limits = self._limits(params)
@@ -134,28 +137,14 @@ class LlamaRuntime:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         if not parse_special or len(text) <= _PART_LEN or (marks := self._cutting_marks) is None:
-            return self._tokenize(text, add_special, parse_special)
+            return tokenize(self._vocab, text, add_special, parse_special)
         # llama.cpp's time grows with the square of the number of special tokens in a text.
-        around = self._tokenize("", True, True) if add_special else []
+        around = tokenize(self._vocab, "", True, True) if add_special else []
         before = around[: self.info.adds_bos]
         tokens = [*before]
         for part in parts_of(text, marks, _PART_LEN):
-            tokens += self._tokenize(part, False, True)
+            tokens += tokenize(self._vocab, part, False, True)
         return tokens + around[len(before) :]
-
-    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        data = text.encode()
-        room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
-        while True:
-            tokens = (lib.llama_token * room)()
-            count = lib.llama_tokenize(
-                self._vocab, data, len(data), tokens, room, add_special, parse_special
-            )
-            if count >= 0:
-                return list(tokens[:count])
-            if -count <= room:
-                raise EngineError(f"llama_tokenize failed on {len(data)} bytes")
-            room = -count
 
     @functools.cached_property
     def _cutting_marks(self) -> re.Pattern[str] | None:
@@ -179,38 +168,22 @@ class LlamaRuntime:
     def token_bytes(self, token: int) -> bytes:
         piece = self._pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = _token_to_piece(self._vocab, token, special=False)
+            piece = self._pieces[token] = token_to_piece(self._vocab, token, special=False)
         return piece
 
     def find_marker(self, text: str) -> Marker | None:
         tokens = self.tokenize(text, add_special=False)
         if len(tokens) != 1 or self.detokenize(tokens) != text.encode():
             return None
-        piece = _token_to_piece(self._vocab, tokens[0], special=False)
+        piece = token_to_piece(self._vocab, tokens[0], special=False)
         return Marker(tokens[0], is_control=not piece)
 
     def grammar_tokenizer(self) -> "LLTokenizer":
-        from llguidance import LLTokenizer
-
-        # As in llguidance.llamacpp, but that control tokens have no text, like in our answers.
-        tokens = [
-            _token_to_piece(self._vocab, token, special=False)
-            for token in range(self.info.vocab_size)
-        ]
-        tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
-            tokens=tokens,
-            vocab_ptr=self._vocab,
-            tokenize_fptr=ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value,
-            eos_token=sorted(self.info.eog_tokens),
-            slices=[],
-        )
-        # A call of its own: each one holds the interpreter lock, and so the running streams.
-        sliced: LLTokenizer = tokenizer.with_slices(LLTokenizer.json_slices())
-        return sliced
+        return make_grammar_tokenizer(self._vocab, self.info)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         # Not through `_pieces`, which is the worker's; the vocabulary itself never changes.
-        return b"".join(_token_to_piece(self._vocab, token, special=True) for token in tokens)
+        return b"".join(token_to_piece(self._vocab, token, special=True) for token in tokens)
 
     # -- computing --------------------------------------------------------------------------
 
@@ -331,67 +304,3 @@ def _can_cut(model: lib.llama_model_p) -> bool:
     """
     is_recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
     return not is_recurrent and lib.llama_model_n_swa(model) == 0
-
-
-def _model_info(model: lib.llama_model_p, vocab: lib.llama_vocab_p) -> ModelInfo:
-    vocab_size = lib.llama_vocab_n_tokens(vocab)
-    description = ctypes.create_string_buffer(256)
-    lib.llama_model_desc(model, description, len(description))
-    template = lib.llama_model_chat_template(model, None)
-    tokenizer = _tokenizer_kind(model)
-    bound = _token_bound(tokenizer, vocab)
-    return ModelInfo(
-        description=description.value.decode(errors="replace"),
-        vocab_size=vocab_size,
-        eog_tokens=frozenset(t for t in range(vocab_size) if lib.llama_vocab_is_eog(vocab, t)),
-        bos_text=_special_text(vocab, lib.llama_vocab_bos(vocab)),
-        eos_text=_special_text(vocab, lib.llama_vocab_eos(vocab)),
-        chat_template=template.decode(errors="replace") if template else None,
-        max_token_bytes=bound.max_token_bytes if bound else None,
-        lost_bytes=bound.lost_bytes if bound else b"",
-        tokenizer=tokenizer,
-        adds_bos=lib.llama_vocab_get_add_bos(vocab),
-        infill=_infill_tokens(vocab),
-    )
-
-
-def _infill_tokens(vocab: lib.llama_vocab_p) -> InfillTokens | None:
-    tokens = InfillTokens(
-        prefix=lib.llama_vocab_fim_pre(vocab),
-        suffix=lib.llama_vocab_fim_suf(vocab),
-        middle=lib.llama_vocab_fim_mid(vocab),
-    )
-    return None if lib.LLAMA_TOKEN_NULL in astuple(tokens) else tokens
-
-
-def _tokenizer_kind(model: lib.llama_model_p) -> str:
-    kind = ctypes.create_string_buffer(64)
-    lib.llama_model_meta_val_str(model, b"tokenizer.ggml.model", kind, len(kind))
-    return kind.value.decode(errors="replace")
-
-
-def _token_bound(tokenizer: str, vocab: lib.llama_vocab_p) -> TokenBound | None:
-    strip = lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP
-    return measure(
-        tokenizer,
-        lib.llama_vocab_n_tokens(vocab),
-        functools.partial(lib.llama_vocab_get_text, vocab),
-        functools.partial(_token_to_piece, vocab, special=True),
-        lambda token: bool(lib.llama_vocab_get_attr(vocab, token) & strip),
-    )
-
-
-def _special_text(vocab: lib.llama_vocab_p, token: int) -> str:
-    if token < 0:  # LLAMA_TOKEN_NULL
-        return ""
-    return _token_to_piece(vocab, token, special=True).decode(errors="replace")
-
-
-def _token_to_piece(vocab: lib.llama_vocab_p, token: int, *, special: bool) -> bytes:
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        length = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
-        if length >= 0:
-            return buffer.raw[:length]
-        size = -length

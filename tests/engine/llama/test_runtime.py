@@ -37,6 +37,7 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.engine.llama import LlamaParams, LlamaRuntime, call
 from llmserve.engine.llama import runtime as llama
+from llmserve.engine.llama.vocab import token_to_piece
 from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import (
     AbortedError,
@@ -223,8 +224,7 @@ def test_no_token_is_longer_than_the_longest(
 ) -> None:
     info = runtime.info
     pieces = (
-        llama._token_to_piece(runtime._vocab, token, special=True)
-        for token in range(info.vocab_size)
+        token_to_piece(runtime._vocab, token, special=True) for token in range(info.vocab_size)
     )
     assert info.max_token_bytes == max(map(len, pieces))
     assert frozenset(info.lost_bytes) == lost_bytes
