@@ -72,6 +72,13 @@ class LlmserveError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def as_llmserve_error(error: BaseException) -> LlmserveError:
+    """What may be told of it: of a bug, nothing."""
+    if isinstance(error, LlmserveError):
+        return error
+    return LlmserveError("internal error; see the server's log")
+
+
 class InvalidRequestError(LlmserveError):
     status = 400
     type = "invalid_request_error"

@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from llmserve.api.errors import Describe, as_llmserve_error, describe, encode_error
+from llmserve.api.errors import Describe, describe, encode_error
 from llmserve.api.merge import IndexedStream
 from llmserve.core import (
     Delta,
@@ -33,7 +33,7 @@ from llmserve.core import (
     ToolCall,
     ToolCallDelta,
 )
-from llmserve.errors import LlmserveError
+from llmserve.errors import LlmserveError, as_llmserve_error
 from llmserve.telemetry.record import note_error
 
 T = TypeVar("T")

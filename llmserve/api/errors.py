@@ -23,6 +23,7 @@ from llmserve.errors import (
     LlmserveError,
     PermissionDeniedError,
     RateLimitError,
+    as_llmserve_error,
 )
 from llmserve.telemetry.record import DISCONNECTED, note_error
 
@@ -48,13 +49,6 @@ def describe(error: LlmserveError) -> Description:
 def encode_error(error: Exception, describe_error: Describe = describe) -> bytes:
     """The JSON of `error`, for a body or for an event of a stream."""
     return msgspec.json.encode(ErrorEnvelope(describe_error(as_llmserve_error(error)).body))
-
-
-def as_llmserve_error(error: Exception) -> LlmserveError:
-    """What may be told of it: of a bug, nothing."""
-    if isinstance(error, LlmserveError):
-        return error
-    return LlmserveError("internal error; see the server's log")
 
 
 class LlmserveErrorHandler:

@@ -21,7 +21,7 @@ from llmserve.core import EmbeddingRequest, Request
 from llmserve.engine.engine import Engine
 from llmserve.engine.opening import Library, library, open_engine
 from llmserve.engine.order import Order
-from llmserve.errors import LlmserveError
+from llmserve.errors import LlmserveError, as_llmserve_error
 from llmserve.isolation.channel import ChannelError, Connection
 from llmserve.isolation.messages import (
     Cancel,
@@ -157,11 +157,10 @@ class Child:
                 on_step=self.send,
                 on_load=self.send,
             )
-        except LlmserveError as error:
-            self.send(NotLoaded(Fault.of(error)))
         except Exception as error:
-            log.exception("a bug ended a load")
-            self.send(NotLoaded(_bug(error)))
+            if not isinstance(error, LlmserveError):
+                log.exception("a bug ended a load")
+            self.send(NotLoaded(Fault.of(as_llmserve_error(error))))
         else:
             self.send(Ready(self._engine.info, self._engine.limits))
 
@@ -189,8 +188,7 @@ class Child:
                 self._end_of_worker()
             if not isinstance(error, LlmserveError):
                 log.exception("a bug ended a request")
-            fault = Fault.of(error) if isinstance(error, LlmserveError) else _bug(error)
-            self.send(Failure(question.id, fault))
+            self.send(Failure(question.id, Fault.of(as_llmserve_error(error))))
 
     def _work(self, engine: Engine, question: Question) -> Awaitable[None]:
         match question:
@@ -219,10 +217,6 @@ class Child:
                 self.send(Text(request_id, await engine.detokenize(ids)))
             case Render(request_id, request):
                 self.send(Text(request_id, await engine.render(request)))
-
-
-def _bug(error: Exception) -> Fault:
-    return Fault(LlmserveError.__name__, f"{type(error).__name__}: {error}")
 
 
 def _utf8(text: str) -> str:

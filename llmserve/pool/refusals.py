@@ -11,6 +11,7 @@ from llmserve.errors import (
     ModelQuarantinedError,
     ModelUnavailableError,
     ShuttingDownError,
+    as_llmserve_error,
 )
 from llmserve.pool.model import Model, State
 
@@ -56,7 +57,6 @@ def as_unavailable(error: BaseException) -> LlmserveError:
     """What ended a load, as the 503 that its requests get."""
     if isinstance(error, LlmserveError) and error.status == 503:
         return error
-    if isinstance(error, LlmserveError):
-        return ModelUnavailableError(error.message)
-    log.exception("a bug ended a load", exc_info=error)
-    return ModelUnavailableError(f"loading failed: {type(error).__name__}: {error}")
+    if not isinstance(error, LlmserveError):
+        log.exception("a bug ended a load", exc_info=error)
+    return ModelUnavailableError(as_llmserve_error(error).message)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.errors import EngineCrashedError, ModelFileError
+from llmserve.errors import EngineCrashedError, LlmserveError, ModelFileError
 from llmserve.isolation.opener import ProcessOpener
 from llmserve.isolation.process import describe_exit
 from llmserve.isolation.spawn import spawn
@@ -45,9 +45,10 @@ async def test_a_refusal_is_the_same_error(tmp_path: Path) -> None:
 async def test_a_bug_is_an_error_as_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "model"
     path.write_text("not JSON")
-    with pytest.raises(Exception, match="DecodeError"):
+    with pytest.raises(LlmserveError, match=r"^internal error; see the server's log$"):
         await open_child(path)
-    assert "a bug ended a load" in caplog.text
+    (record,) = [each for each in caplog.records if "a bug ended a load" in each.message]
+    assert "DecodeError" in record.__dict__["fields"]["exception"]
 
 
 async def test_a_file_that_kills_its_loader(
