@@ -100,6 +100,8 @@ class Engine:
         self._style = prompt.load_style(runtime.info)
         self._answering = Answering(self._style, runtime) if self._style else None
         self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
+        # Of bare texts, which can be much longer than any prompt: only they wait for each other.
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix=f"texts-{name}")
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
         self._on_entry: dict[int, Callable[[], None]] = {}
@@ -204,7 +206,9 @@ class Engine:
         )
         self._num_embedding += 1
         try:
-            inputs = await self._encode(lambda: embedding.encode(request, self._runtime, limits))
+            inputs = await self._encode(
+                lambda: embedding.encode(request, self._runtime, limits), self._encoder
+            )
             begin_s = time.monotonic()
             data = await self._embedded(Embed(next(self._ids), inputs))
             self._mean_embedding_s += 0.1 * (time.monotonic() - begin_s - self._mean_embedding_s)
@@ -239,7 +243,7 @@ class Engine:
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
         return await self._encode(
-            lambda: prompt.tokenize(text, self._runtime, add_special=add_special)
+            lambda: prompt.tokenize(text, self._runtime, add_special=add_special), self._texts
         )
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
@@ -247,22 +251,22 @@ class Engine:
 
         Raises `InvalidRequestError` for what is not in the vocabulary.
         """
-        return await self._encode(lambda: prompt.detokenize(tokens, self._runtime))
+        return await self._encode(lambda: prompt.detokenize(tokens, self._runtime), self._texts)
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
         check_tool_use(request)
-        return await self._encode(lambda: prompt.render(request, self._style))
+        return await self._encode(lambda: prompt.render(request, self._style), self._texts)
 
-    async def _encode(self, work: Callable[[], T]) -> T:
-        """The result of `work` in the encoder's thread, while the model is there."""
+    async def _encode(self, work: Callable[[], T], threads: ThreadPoolExecutor) -> T:
+        """The result of `work` in one of `threads`, while the model is there."""
 
         def run() -> T:
             self._check_alive()  # `close` waits for all that is queued here
             return work()
 
         self._check_alive()
-        return await self._loop.run_in_executor(self._encoder, run)
+        return await self._loop.run_in_executor(threads, run)
 
     async def close(self) -> None:
         """End the worker and give the model's memory back; what still runs ends as cancelled."""
@@ -276,6 +280,7 @@ class Engine:
     def _free(self) -> None:
         self._worker.stop()
         self._encoder.shutdown()  # it may be tokenizing with the model
+        self._texts.shutdown()
         self._compiling.shutdown()  # and so may this
         self._compiling.join()
         self._runtime.close()
