@@ -143,7 +143,10 @@ async def test_a_child_that_does_not_greet_is_ended(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROVIDER_KEY", "HF_TOKEN", "LLMSERVE_API_KEYS", "db_password"):
+    for name in (
+        *("PROVIDER_KEY", "HF_TOKEN", "LLMSERVE_API_KEYS", "db_password", "PGPASS"),
+        *("AWS_CREDENTIALS", "BASIC_AUTH", "HTTPS_PROXY", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ):
         monkeypatch.setenv(name, "hush")
     engine = await open_child(Script().write(tmp_path / "model"))
     environment = Path(f"/proc/{engine.pid}/environ").read_bytes()  # noqa: ASYNC240
