@@ -24,6 +24,7 @@ from tests.serving import (
     FakeService,
     fake_service,
     raw_request,
+    read_answer,
     sse_events,
     wait_until,
 )
@@ -203,6 +204,14 @@ def test_without_keys_any_header_is_ignored() -> None:
         response = send(service, "/metrics", None, WRONG)
         assert response.status_code == 200
         assert "x-ratelimit" not in str(response.headers)
+
+
+@pytest.mark.parametrize("path", ["/metrics%0a", "/%6detrics%0A", "/metrics%0a%0a", "/models%0a"])
+def test_a_path_with_a_line_end_is_none(service: FakeService, path: str) -> None:
+    """`$` in the regular expression of a route lets one pass, and the check for admins did not."""
+    for key in (ALICE, ADMIN):
+        with service.connect(raw_request("GET", path, headers=f"x-api-key: {key}\r\n")) as client:
+            assert read_answer(client).status == 404
 
 
 def test_what_only_an_admin_may(service: FakeService) -> None:
