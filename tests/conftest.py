@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests import budget
 from tests.serving import FakeService, fake_service
 
 # Where another process takes a core, OpenMP's threads by default spin through whole time slices
@@ -22,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-minutes", type=float, default=0, help="how long to fuzz; 0: as in every run"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fuzz-minutes"):
+        budget.factor = budget.LONGER
 
 
 @pytest.fixture(scope="module")

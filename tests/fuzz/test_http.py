@@ -20,7 +20,10 @@ from starlette.routing import Route
 
 from llmserve.api.app import ROUTES
 from llmserve.engine.runtime import EmbeddingLimits
+from tests.budget import examples
 from tests.serving import FakeService, fake_service, raw_request
+
+pytestmark = pytest.mark.fuzz
 
 EMBEDDING = EmbeddingLimits(8, max_len=64, max_batch=64, max_inputs=4, num_cells=64)
 BODIES: dict[str, dict[str, Any]] = {
@@ -76,9 +79,9 @@ def service() -> Iterator[FakeService]:
 
 
 @pytest.fixture(scope="module")
-def bounded(fuzz_minutes: float) -> settings:
+def bounded() -> settings:
     return settings(
-        max_examples=3_000 if fuzz_minutes else 100,
+        max_examples=examples(100),
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )

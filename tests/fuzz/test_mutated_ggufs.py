@@ -22,6 +22,8 @@ from tests.fuzz.loading import Outcome
 from tests.registry.raw_gguf import STRING
 from tests.serving import ServerProcess, server_process
 
+pytestmark = pytest.mark.fuzz
+
 SEED = 7
 NUM_FILES = 500
 NUM_SERVED = 2  # of a usual run, of those that need a process
