@@ -12,9 +12,9 @@ import pytest
 
 from llmserve.bench import faults
 from llmserve.bench.soak.faults import SIGNALS
-from llmserve.bench.soak.watch import Watch
+from llmserve.bench.soak.watch import Watch, runs
 from tests.engine.test_llama import MODEL
-from tests.serving import TIMEOUT_S, ServerProcess, server_process, sse_events, wait_until
+from tests.serving import ServerProcess, server_process, sse_events, wait_until
 
 STALL_S = 6.0  # a step takes a second at most, also beside other work
 
@@ -79,8 +79,7 @@ def children(server: ServerProcess) -> list[psutil.Process]:
 
 
 def wait_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=TIMEOUT_S)
-    assert not alive
+    wait_until(lambda: not any(map(runs, processes)), "the models' processes to be gone")
 
 
 def test_sigterm_under_load(config: Path) -> None:

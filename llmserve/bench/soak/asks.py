@@ -2,7 +2,8 @@
 
 Most prompts are lists of words, told three times, and then a few words of one: the model goes on
 with the words that follow, and an answer that belongs to other words is far from the best. Lists
-are few and long, so that their beginnings are shared, parked, restored and evicted.
+are few and long, so that their beginnings are shared, parked, restored and evicted; and prompts
+come again and again, so that the model has to judge few different answers.
 """
 
 import random
@@ -22,6 +23,7 @@ WORDS = [
     "lemon", "monkey", "needle", "office",
 ]  # fmt: skip
 NUM_LISTS = 8
+NUM_CHATS = 24
 NUM_CALM = 6  # different requests of each sort whose answers are known from before
 _LEAVING = 0.12  # share of requests whose client goes away
 _QUESTIONS = ("Name three colours.", "What is bread made of?", "Why does it rain?", "Say hello.")
@@ -114,7 +116,7 @@ class Workload:
         """A list three times, and the beginning of its rest."""
         number = rng.randrange(NUM_LISTS)
         words = self._lists[number]
-        start = rng.randrange(len(words) - 12)
+        start = rng.randrange(0, len(words) - 12, 4)
         told = "\n".join([" ".join(words)] * 3)
         return f"List {number}.\n{told}\n{' '.join(words[start : start + 3])}"
 
@@ -128,6 +130,7 @@ class Workload:
         """A question, or a conversation in which the assistant repeats words."""
         if rng.random() < 0.2:
             return [{"role": "user", "content": rng.choice(_QUESTIONS)}]
+        rng = random.Random(f"{self._seed}/chat/{rng.randrange(NUM_CHATS)}")
         words = [" ".join(rng.sample(self._lists[rng.randrange(NUM_LISTS)], 8)) for _ in range(3)]
         turns = []
         for line in words:
@@ -178,7 +181,7 @@ class Workload:
     def completions(self, rng: random.Random) -> Ask:
         texts = [self._new(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
         size, n = rng.choice((8, 16, 24)), rng.choice((1, 1, 1, 2))
-        is_told = rng.random() < 0.3  # with the prompt's own log probabilities
+        is_told = rng.random() < 0.15  # with the prompt's own log probabilities
         body: dict[str, Any] = {
             "prompt": texts if len(texts) > 1 else texts[0], "max_tokens": size, "n": n,
             "temperature": 0, "stream": not is_told and rng.random() < 0.5,

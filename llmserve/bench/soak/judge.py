@@ -1,5 +1,6 @@
 """Whether answers are right: by their form at once, by what the model says afterwards."""
 
+import itertools
 import re
 from collections import Counter
 from typing import NamedTuple
@@ -39,6 +40,11 @@ class _Text(NamedTuple):
     ended: bool
     stop: str | None
 
+    def is_beginning_of(self, other: "_Text") -> bool:
+        """Whether the other one says all that this one does, and more."""
+        has_end = self.ended or self.stop
+        return not has_end and self.prompt == other.prompt and other.text.startswith(self.text)
+
 
 class Judge:
     """Collects answers; `finish` has the last word on their texts."""
@@ -73,8 +79,11 @@ class Judge:
 
     def finish(self, reference: Reference) -> None:
         """Let the model judge every different text once, in some 0.3 s each."""
-        for said in sorted(self._texts, key=lambda said: said[:2]):
-            self._judge_text(reference, self._texts[said], said)
+        texts = sorted(self._texts, key=lambda said: said[:2])
+        for said, following in itertools.pairwise([*texts, None]):
+            assert said
+            if following is None or not said.is_beginning_of(following):
+                self._judge_text(reference, self._texts[said], said)
         for prompt in sorted(self._told):
             tokens = _tokens(reference, prompt)
             expected = reference.logprobs(tokens, 1)

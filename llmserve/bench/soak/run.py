@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import click
 import httpx2
 
 from llmserve.bench.figures import Figure
@@ -39,9 +40,14 @@ def run(config: Path, plan: Plan) -> Result:
                 is_whole = False
             exit_code = server.end()
         tally.end(exit_code, num_left=len(soak.watch.left()), log_text=_text(log))
+    click.echo("judging the answers", err=True)
     reference = Reference(path)
-    judge.finish(reference)
-    reference.close()
+    try:
+        judge.finish(reference)
+    except KeyboardInterrupt:
+        is_whole = False
+    finally:
+        reference.close()
     troubles = [*tally.troubles(), *judge.troubles()]
     return Result(tally.figures(judge), troubles, is_whole)
 

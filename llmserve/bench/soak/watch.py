@@ -41,7 +41,7 @@ class Watch:
         running, waiting = slots((await client.get("/metrics")).text)
         models = (await client.get("/models")).json()["models"]
         children = self.children()
-        zombies = [c for c in children if _of(c, psutil.Process.status, "") == psutil.STATUS_ZOMBIE]
+        zombies = [child for child in children if _status(child) == psutil.STATUS_ZOMBIE]
         parent_bytes = _pss(self._parent)
         return Reading(
             time_s=time_s,
@@ -64,7 +64,12 @@ class Watch:
 
     def left(self) -> list[psutil.Process]:
         """The children that live although the server has ended."""
-        return [process for process in self._seen.values() if process.is_running()]
+        return [process for process in self._seen.values() if runs(process)]
+
+
+def runs(process: psutil.Process) -> bool:
+    """A zombie does not: whose parent has died may wait for an init that is slow."""
+    return process.is_running() and _status(process) not in ("", psutil.STATUS_ZOMBIE)
 
 
 def slots(metrics: str) -> tuple[int, int]:
@@ -92,6 +97,11 @@ def _pss(process: psutil.Process) -> int:
     """Where the kernel tells none, such as on macOS, the resident set."""
     memory = process.memory_full_info()
     return int(getattr(memory, "pss", memory.rss))
+
+
+def _status(process: psutil.Process) -> str:
+    """Empty if it is gone."""
+    return _of(process, psutil.Process.status, "")
 
 
 def _of(process: psutil.Process, value: Callable[[psutil.Process], T], otherwise: T) -> T:
