@@ -187,3 +187,18 @@ async def test_no_core_is_dumped_and_memory_is_taken_from_the_child_first(tmp_pa
 )
 async def test_an_exit_code_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "/x/src/llama-vocab.cpp:2544: GGML_ASSERT(a == b) failed",
+            "llama-vocab.cpp:2544: GGML_ASSERT(a == b) failed",
+        ),
+        ("  what():  unordered_map::at", "what():  unordered_map::at"),
+        ("Fatal Python error: Aborted", "it gave up by itself"),
+    ],
+)
+async def test_who_gives_up_says_why(line: str, words: str) -> None:
+    assert describe_exit(-6, ["before", line, "after"]) == f"was killed by signal 6 ({words})"
