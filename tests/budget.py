@@ -1,8 +1,8 @@
 """How many examples property tests take: as written in each, or with scripts/test --fuzz more."""
 
-LONGER = 20  # times, with --fuzz
-
-factor = 1  # set before tests are collected
+factor = (
+    1  # with --fuzz the minutes, as all together take about one; set before tests are collected
+)
 
 
 def examples(usual: int) -> int:

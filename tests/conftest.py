@@ -1,5 +1,6 @@
 """Fixtures that several test packages share."""
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -26,8 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--fuzz-minutes"):
-        budget.factor = budget.LONGER
+    budget.factor = max(1, math.ceil(config.getoption("--fuzz-minutes")))
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def _inputs(draw: st.DrawFn, name: str) -> bytes:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_by_hypothesis(name: str) -> None:
-    num_examples = NUM_EXAMPLES if HAS_ATHERIS else TARGETS[name].num_runs // 5
+    num_examples = NUM_EXAMPLES if HAS_ATHERIS else TARGETS[name].num_runs // 10
 
     @settings(
         max_examples=examples(num_examples), suppress_health_check=list(HealthCheck), deadline=None
