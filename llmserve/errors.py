@@ -150,7 +150,7 @@ class InsufficientMemoryError(UnavailableError):
 
 class EngineCrashedError(UnavailableError):
     code = "engine_crashed"
-    log_lines: tuple[str, ...] = ()  # the last ones of the process, where it was being loaded
+    log_lines: tuple[str, ...] = ()  # the last ones of the process
 
 
 class RequestLostError(EngineCrashedError):

@@ -82,7 +82,7 @@ class ChildProcess:
             self.kill(f"did not start within {_HELLO_S:.0f} s")
             await self.wait()
         if not self._machine.done():
-            raise crashed(self.name, self.ended.result())
+            raise crashed(self.name, self.ended.result(), "while it was starting")
         return self._machine.result()
 
     async def wait(self, timeout_s: float | None = None) -> End | None:
@@ -177,7 +177,9 @@ async def first_of(*futures: "asyncio.Future[Any]", timeout_s: float | None = No
 def crashed(name: str, end: End, when: str = "") -> EngineCrashedError:
     """What those are told whom the child was working for."""
     message = f"the process of model {name!r} {end.reason}" + (f" {when}" if when else "")
-    return EngineCrashedError(message, retry_after_s=1)
+    error = EngineCrashedError(message, retry_after_s=1)
+    error.log_lines = end.log_lines
+    return error
 
 
 def describe_exit(code: int, lines: Iterable[str] = ()) -> str:

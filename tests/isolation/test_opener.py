@@ -154,7 +154,7 @@ async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.Monke
 
 async def test_a_child_that_cannot_even_start() -> None:
     opener = ProcessOpener(lambda: 20, "no.such.library")
-    with pytest.raises(EngineCrashedError, match="ended with exit code 1"):
+    with pytest.raises(EngineCrashedError, match="ended with exit code 1 while it was starting"):
         await opener.machine("fake")
     opener.drop("fake")
 
