@@ -11,7 +11,8 @@ import click
 import httpx2
 
 from llmserve.bench.figures import Figure
-from llmserve.bench.soak.drive import STALL_S, STAYS, TAKE_TURNS, Plan, Soak
+from llmserve.bench.soak.asks import STAYS, TAKE_TURNS
+from llmserve.bench.soak.drive import STALL_S, Plan, Soak
 from llmserve.bench.soak.judge import Judge
 from llmserve.bench.soak.reference import CONTEXT_LENGTH, Reference
 from llmserve.bench.soak.tally import Tally
@@ -40,6 +41,8 @@ def run(config: Path, plan: Plan) -> Result:
                 is_whole = False
             exit_code = server.end()
         tally.end(exit_code, num_left=len(soak.watch.left()), log_text=_text(log))
+    if not tally.readings:
+        raise SystemExit("bench: interrupted before the load began")
     click.echo("judging the answers", err=True)
     reference = Reference(path)
     try:
