@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -334,22 +335,27 @@ def build_gateway(
     keyring: Keyring | None = None,
     tracing: "Tracing | None" = None,
     first: ModelSpec | None = None,
+    cache_dir: Path | None = None,
 ) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
     `environment` has the keys of remote providers, `keyring` those of who may ask.
     `first` is a model that is going to be loaded at once: its process starts now, and does its
-    imports while the server does its own.
+    imports while the server does its own. `cache_dir` is for what may be removed at any time.
     """
     metrics = Metrics()
     server = config.server
+    prefixes = server.prefix_cache_dir
+    # No model has a name that begins with an underscore.
+    pinned_dir = prefixes / "_pinned" if prefixes else cache_dir and cache_dir / "prefixes"
     isolated = server.isolation == "process"
     loader = EngineLoader(
         metrics,
         _process_opener(first) if isolated else ThreadOpener(),
         auto_download=server.auto_download,
-        prefix_cache_dir=server.prefix_cache_dir,
+        prefix_cache_dir=prefixes,
         prefix_cache_disk_bytes=server.prefix_cache_disk,
+        pinned_dir=pinned_dir,
     )
     pool = Pool(
         loader,

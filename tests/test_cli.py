@@ -11,6 +11,7 @@ from llmserve import __version__
 from llmserve.access.keys import Key, sha256
 from llmserve.access.sources import read_file
 from llmserve.cli.main import cli
+from llmserve.cli.options import cache_dir
 from llmserve.core import Delta, EventStream, ReasoningDelta, Request
 from tests.serving import command_environment
 
@@ -228,6 +229,19 @@ def test_run_refuses_what_is_not_text(place: Path) -> None:
         llmserve("run", "smollm2", "--system", b"\xff", "hello", cwd=place),
     ):
         assert "UTF-8" in refusal(done, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "/caches"}, "/caches/llmserve"),
+        ({"XDG_CACHE_HOME": "not/absolute"}, "~/.cache/llmserve"),
+        ({"XDG_CACHE_HOME": ""}, "~/.cache/llmserve"),
+        ({}, "~/.cache/llmserve"),
+    ],
+)
+def test_the_cache_folder_is_where_xdg_says(environment: dict[str, str], expected: str) -> None:
+    assert cache_dir(environment) == Path(expected).expanduser()
 
 
 # -- keys ----------------------------------------------------------------------------------------

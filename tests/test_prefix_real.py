@@ -1,5 +1,6 @@
 """Prefixes in the real server: many at once, one after the other, and after a restart."""
 
+import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,9 @@ def test_choices_share_their_prompt(server: ServerProcess) -> None:
     assert num_computed(server) - before <= most
 
 
-def test_a_restarted_server_is_warm(config: Path) -> None:
+def test_a_restarted_server_is_warm(tmp_path: Path) -> None:
+    config = tmp_path / "models.toml"  # a folder is used by one server at a time
+    config.write_text(CONFIG)
     turns = (f"Restart. {SYSTEM}", "When does it open?")
     with server_process(config) as server:
         cold = chat(server, *turns)
@@ -106,3 +109,26 @@ def test_a_restarted_server_is_warm(config: Path) -> None:
         assert cached(warm) == cold["usage"]["prompt_tokens"] - 1
         other = chat(server, f"Another. {SYSTEM}", "When does it open?")
         assert cached(other) < 60, "the template's own beginning"
+
+
+def test_pinned_prompts_are_known_to_the_first_request(tmp_path: Path) -> None:
+    system = f"Pinned. {SYSTEM}"
+    config = tmp_path / "models.toml"
+    config.write_text(
+        CONFIG.replace('prefix_cache_dir = "prefixes"', "")
+        + f"pinned_prompts = [{json.dumps(system)}]\n"
+    )
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    with server_process(config, env=env) as server:
+        server.wait_log("models.smollm2.pinned_prompts[0]:")
+        first = chat(server, system, "When does it open?")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert list((tmp_path / "llmserve" / "prefixes" / "smollm2").iterdir())
+    with server_process(config, env=env) as server:
+        warm = chat(server, system, "And when does it close?")
+        assert num_computed(server) < 30
+        server.wait_log("from disk")
+    num_system = warm["usage"]["prompt_tokens"] - 20
+    assert num_system > 100
+    assert cached(warm) == cached(first) > num_system

@@ -15,16 +15,13 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmserve.api.admission import Admission
-from llmserve.api.errors import encode_error
+from llmserve.api.errors import LINGER_BYTES, LINGER_S, encode_error
 from llmserve.api.parser import Parser
 from llmserve.api.request_id import new_id
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
 from llmserve.registry.config import ServerConfig
 
 log = logging.getLogger("llmserve.request")
-
-LINGER_S = 2.0  # for a client to read why it was refused, while what it still sends is dropped
-LINGER_BYTES = 32 << 20
 
 
 class Stage(enum.Enum):
@@ -64,11 +61,13 @@ class Connection(H11Protocol):
         self._admission.forget(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            self._drop(data)
-            return
-        super().data_received(data)
-        self._look()
+        if self._stage in (Stage.REST, Stage.REFUSED):
+            self._num_dropped += len(data)
+            if self._num_dropped > LINGER_BYTES:
+                self._close()
+        if not self._is_refused and not self.transport.is_closing():
+            super().data_received(data)
+            self._look()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -107,11 +106,16 @@ class Connection(H11Protocol):
             self._stage = stage
             limit_s = self._limit_s(stage)
             self._stage_end_s = None if limit_s is None else self.loop.time() + limit_s
+            self._num_dropped = 0
             self._tell_admission(stage)
         if stage is Stage.IDLE and self.timeout_keep_alive_task is not None:
             return  # uvicorn has set it, for just as long
         self._unset_keepalive_if_required()
-        if self._stage_end_s is not None:
+        if self._stage_end_s is None:
+            return
+        if self.loop.time() >= self._stage_end_s:  # data comes so fast that no timer gets a turn
+            self.timeout_keep_alive_handler()
+        else:
             self.timeout_keep_alive_task = self.loop.call_at(
                 self._stage_end_s, self.timeout_keep_alive_handler
             )
@@ -175,11 +179,6 @@ class Connection(H11Protocol):
         self._is_refused = True
         self.flow.resume_reading()
         self._look()
-
-    def _drop(self, data: bytes) -> None:
-        self._num_dropped += len(data)
-        if self._num_dropped > LINGER_BYTES:
-            self._close()
 
     def _close(self) -> None:
         self.transport.close()

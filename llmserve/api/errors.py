@@ -26,8 +26,8 @@ from llmserve.errors import (
 )
 from llmserve.telemetry.record import DISCONNECTED, note_error
 
-_LINGER_S = 2
-_LINGER_BYTES = 32 << 20
+LINGER_S = 2.0  # for a client to read why it was refused, while what it still sends is dropped
+LINGER_BYTES = 32 << 20
 # Raised before the body was read, all of it or any.
 _EARLY = (*CUT_OFF, AuthenticationError, PermissionDeniedError, RateLimitError)
 
@@ -123,7 +123,7 @@ class _LastResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
+            async with asyncio.timeout(LINGER_S):
                 await _drop_body(receive)
         await send({"type": "http.response.body", "body": b""})
 
@@ -131,7 +131,7 @@ class _LastResponse(Response):
 async def _drop_body(receive: Receive) -> None:
     num_dropped = 0
     more = True
-    while more and num_dropped < _LINGER_BYTES:
+    while more and num_dropped < LINGER_BYTES:
         message = await receive()
         num_dropped += len(message.get("body", b""))
         more = message.get("more_body", False)

@@ -15,8 +15,8 @@ MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
 
 # A chunk costs 5 us, however small it is: a body of bytes would hold up everybody for a minute.
-_FREE_CHUNKS = 8192
-_MIN_CHUNK_BYTES = 16  # on average, of the chunks beyond those
+_FREE_CHUNKS = 2048
+_MIN_CHUNK_BYTES = 64  # on average, of the chunks beyond those
 
 _Event = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
 

@@ -11,6 +11,7 @@ from llmserve.bench import constrained as constrained_bench
 from llmserve.bench import dialects as dialects_bench
 from llmserve.bench import embeddings as embeddings_bench
 from llmserve.bench import faults as faults_bench
+from llmserve.bench import isolation as isolation_bench
 from llmserve.bench import pool as pool_bench
 from llmserve.bench import prefix as prefix_bench
 from llmserve.bench import remote as remote_bench
@@ -70,6 +71,7 @@ def main(
       scripts/bench scheduling --peer URL            streams and newcomers beside long prompts
       scripts/bench speculation                      guesses where an answer repeats its prompt
       scripts/bench sweep --peer URL --plot out.svg  throughput and gaps against offered load
+      scripts/bench isolation                        what a process for each model costs
       scripts/bench faults --rounds 20               a model's process dies or hangs under streams
       scripts/bench soak --minutes 10                mixed load with faults: what is lost or wrong
     """
@@ -193,6 +195,17 @@ def sweep(
     if plot:
         sweep_bench.plot(points, plot)
     click.echo(render(sweep_bench.figures(points), as_json=as_json))
+
+
+@main.command()
+@config_option
+@rounds_option
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(8, 1024))
+@json_option
+def isolation(config: Path, rounds: int, max_tokens: int, as_json: bool) -> None:
+    """Throughput and memory of a model in a process of its own, against threads."""
+    figures = isolation_bench.run(config, num_rounds=rounds, max_tokens=max_tokens)
+    click.echo(render(figures, as_json=as_json))
 
 
 @main.command()

@@ -34,9 +34,9 @@ def run(config: Path, *, num_rounds: int) -> list[Figure]:
         _latency_s(client, salt=0)  # warm
         for salt in range(1, num_rounds + 1):
             alone_s.append(_latency_s(client, salt=2 * salt))
-            before_bytes = server.rss_bytes
+            before_bytes = server.memory_bytes
             with _idle(server.port):
-                idle_bytes.append((server.rss_bytes - before_bytes) / NUM_IDLE)
+                idle_bytes.append((server.memory_bytes - before_bytes) / NUM_IDLE)
                 with _slow(server.port):
                     crowded_s.append(_latency_s(client, salt=2 * salt + 1))
     ratios = [one / other for one, other in zip(crowded_s, alone_s, strict=True)]

@@ -18,6 +18,7 @@ import psutil
 from msgspec import Struct
 
 from llmserve.bench.bare import Order, Result
+from llmserve.bench.family import family_bytes
 
 
 class Sample(Struct):
@@ -89,8 +90,9 @@ class Server:
         return self._process.pid
 
     @property
-    def rss_bytes(self) -> int:
-        return psutil.Process(self._process.pid).memory_info().rss
+    def memory_bytes(self) -> int:
+        """With the processes of its models."""
+        return family_bytes(self._process.pid)
 
     @property
     def cpu_s(self) -> float:

@@ -114,7 +114,7 @@ def _extra_mb(model: Path, bare: BareLoop) -> float:
     text = f'[models.one]\npath = "{model}"\ncontext_length = 8192\nprefix_cache = "0B"\n'
     with temporary_config(text) as config, Server(config) as server:
         asyncio.run(Native(server.url).run(prompts(NUM_STREAMS), 32))
-        return (server.rss_bytes - bare.rss_bytes) / 1e6
+        return (server.memory_bytes - bare.rss_bytes) / 1e6
 
 
 def _startup(config: Path) -> list[Figure]:
@@ -125,7 +125,7 @@ def _startup(config: Path) -> list[Figure]:
             times.append(server.ready_s)
     lazy = config.read_text().replace("[server]", "[server]\npreload = false")
     with temporary_config(lazy) as path, Server(path) as server:
-        idle_mb = server.rss_bytes / 1e6
+        idle_mb = server.memory_bytes / 1e6
     return [
         Figure("`llmserve serve` to ready", statistics.median(times), "s", "<= 3"),
         Figure("server memory, no model loaded", idle_mb, "MB", "<= 80"),

@@ -17,7 +17,7 @@ from llmserve.access.sources import VARIABLE, find_sources
 from llmserve.cli import table
 from llmserve.cli.check import check
 from llmserve.cli.keys import keys
-from llmserve.cli.options import config_option, load
+from llmserve.cli.options import cache_dir, config_option, load
 from llmserve.cli.pull import pull
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
@@ -125,6 +125,7 @@ def serve(
             keyring=keyring,
             tracing=export.tracing if export else None,
             first=config.default if server.preload else None,
+            cache_dir=cache_dir(os.environ),
         )
         from llmserve.api.server import serve as run_server  # takes a while, as that model does
 

@@ -1,5 +1,6 @@
 """What several commands share: which models.toml, and how to load it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -32,3 +33,14 @@ def _default_config_path() -> Path:
         if place.is_file():
             return place
     raise ConfigError("there is no models.toml here; name one with --config")
+
+
+def cache_dir(environment: Mapping[str, str]) -> Path | None:
+    """Where this user's programs keep what they can make again; None if there is no such place."""
+    base = Path(environment.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # as its specification says
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # a user without a home
+            return None
+    return base / "llmserve"

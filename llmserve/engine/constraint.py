@@ -40,12 +40,13 @@ def _limits(max_items_in_row: int, step_max_items: int) -> LLParserLimits:
     )
 
 
-# About 10 ms of one core for a mask and 30 ms for a lexer. They do not bound a literal of 64 KiB:
-# llguidance tokenizes it again for each mask, in 50 to 70 ms.
-_LIMITS = _limits(max_items_in_row=5_000, step_max_items=20_000)
-# Terminals of one character make ten times as many items: 7,000 a mask for JSON and 49k tokens.
-# The work for a row grows with its square, and holds the interpreter lock.
-_GBNF_LIMITS = _limits(max_items_in_row=1_000, step_max_items=50_000)
+# The items of a row are compared with each other, while the interpreter lock is held. A schema
+# cannot do much with them, but 1,000 properties, all of them optional, are 4,000 in a row and
+# 30,000 in a mask. Other grammars can make each of them go on with each, and need 50. Those of
+# terminals of one character have most in a mask, 7,000 for JSON and 49k tokens.
+_LIMITS = _limits(max_items_in_row=5_000, step_max_items=30_000)
+_LARK_LIMITS = _limits(max_items_in_row=1_000, step_max_items=30_000)
+_GBNF_LIMITS = _limits(max_items_in_row=300, step_max_items=30_000)
 
 
 class Compiler:
@@ -84,7 +85,7 @@ class Compiler:
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = self._table(constraint)
-        limits = _GBNF_LIMITS if constraint.kind == "gbnf" else _LIMITS
+        limits = {"lark": _LARK_LIMITS, "gbnf": _GBNF_LIMITS}.get(constraint.kind, _LIMITS)
         matcher = LLMatcher(self._tokenizer, grammar_of(constraint), log_level=0, limits=limits)
         if not matcher.is_error():
             # Some grammars match nothing, which only shows here; others start with a slow mask,

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from filelock import FileLock, Timeout
 from msgspec import Struct
 
 from llmserve.engine.parking import Parking
@@ -30,7 +31,7 @@ from llmserve.engine.thread import ModelThread
 
 log = logging.getLogger(__name__)
 
-MAX_UNWRITTEN_BYTES = 128 << 20  # what memory may hold only because the disk is slow
+LOCK_WAIT_S = 3.0  # for another process to end, whose server was killed
 _MAGIC = b"llmserve-prefix-1\n"
 _FIXED = struct.Struct(f"<{len(_MAGIC)}sI32s32s")  # magic, header length, digests of both parts
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -64,6 +65,7 @@ class DiskOptions(Struct, frozen=True):
     folder: Path
     budget_bytes: int
     fingerprint: str
+    max_unwritten_bytes: int = 128 << 20  # what memory may hold only because the disk is slow
 
 
 def fingerprint(files: Iterable[Path], *settings: str) -> str:
@@ -86,16 +88,21 @@ class DiskStore:
     """Bounded like `Parking`, whose books it keeps for files."""
 
     def __init__(self, options: DiskOptions, *, can_cut: bool) -> None:
-        """Takes in what an earlier run left in the folder, which is this model's alone."""
+        """Takes in what an earlier run left in the folder.
+
+        That is this model's alone. Raises `OSError`, also if another process is using it.
+        """
         self._folder = options.folder
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _locked(options.folder)
         self._fingerprint = options.fingerprint
+        self._max_unwritten_bytes = options.max_unwritten_bytes
         self._books = Parking[StateFile](
             options.budget_bytes, can_cut=can_cut, on_drop=self._remove
         )
         self._unwritten: dict[Path, tuple[_Header, State]] = {}  # read from here until then
         self._reader = ModelThread("prefix-reader")
         self._writer = ModelThread("prefix-writer")
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_in()
 
     def close(self) -> None:
@@ -103,6 +110,7 @@ class DiskStore:
         for thread in (self._reader, self._writer):
             thread.shutdown()
             thread.join()
+        self._lock.release()
 
     @property
     def unwritten_bytes(self) -> int:
@@ -112,7 +120,7 @@ class DiskStore:
 
     def keep(self, namespace: str, tokens: Sequence[int], start: int, state: State) -> None:
         """Write `state` of `tokens[start:]` some time soon, if it is news."""
-        if self.unwritten_bytes + state.nbytes > MAX_UNWRITTEN_BYTES:
+        if self.unwritten_bytes + state.nbytes > self._max_unwritten_bytes:
             return  # the disk does not follow; the next time, then
         tokens = list(tokens)
         file = StateFile(self._folder / f"{secrets.token_hex(16)}.kv", state.nbytes)
@@ -134,6 +142,17 @@ class DiskStore:
             log.warning("a prefix cannot be written to %s: %s", file.path, error)
         finally:
             del self._unwritten[file.path]
+
+    def retain(self, namespace: str, prompts: Iterable[Sequence[int]]) -> None:
+        """Remove all that is no beginning of one of `prompts`."""
+        kept = {
+            match.node
+            for tokens in prompts
+            for match in self._books.tree.match(namespace, tokens, len(tokens))
+        }
+        for node in list(self._books.tree):  # parents first
+            if node not in kept:
+                self._books.discard(node)
 
     def _remove(self, file: StateFile) -> None:
         self._writer.submit(file.path.unlink, missing_ok=True)  # after it was written
@@ -243,6 +262,17 @@ class DiskStore:
 
 class _UnusableError(Exception):
     pass
+
+
+def _locked(folder: Path) -> FileLock:
+    """Two servers would remove each other's files. However the process ends, its lock ends too."""
+    # No model's folder begins with a dot; in the folder itself it would be one file more to know.
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), mode=0o600)
+    try:
+        lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout as error:
+        raise OSError(f"another process is using {folder}") from error
+    return lock
 
 
 def _tokens(header: _Header) -> list[int]:

@@ -80,10 +80,14 @@ class DiskTier:
     def is_fetching(self, sequence: Sequence) -> bool:
         return any(sequence in fetch.sequences for fetch in self._fetches)
 
-    def collect(self) -> list[Sequence]:
-        """Park what has come. Returns those who waited for what others had asked for."""
+    def collect(self, *, wait: bool = False) -> list[Sequence]:
+        """Park what has come; with `wait` once something has.
+
+        Returns those who waited for what others had asked for.
+        """
         joined: list[Sequence] = []
-        while not self._fetched.empty():
+        while wait or not self._fetched.empty():
+            wait = False
             fetch, pieces, unusable = self._fetched.get()
             self._fetches.remove(fetch)
             for namespace, tokens, start, state in pieces:
@@ -103,6 +107,11 @@ class DiskTier:
             parked = node.payload
             if parked is not None and end > num_kept and end == parked.end:
                 self._store.keep(namespace, tokens[:end], parked.start, parked.state)
+
+    def retain(self, namespace: str, prompts: list[list[int]]) -> None:
+        """Remove all that is no beginning of one of `prompts`."""
+        if self._store is not None:
+            self._store.retain(namespace, prompts)
 
     def check_integrity(self) -> None:
         """Assert that the books balance; for tests."""

@@ -1,11 +1,13 @@
 """Speculation by prompt lookup: what may come next, found in what the sequence already holds. Pure.
 
 Where the last tokens stood earlier in the same sequence, what followed them there is a guess at
-what follows here. A step can verify some of it: the guessed tokens are computed behind the pending
-one, the sampler chooses from each row in turn, and the guesses are kept as long as it chooses
-just them. So every token is chosen from the logits of exactly what precedes it, by the same draws:
-the distribution is that of decoding one by one (Leviathan et al., 2023, whose rejection rule
-comes to this where the draft is a single certain token), and greedy answers are the same.
+what follows here; but only up to where the same two tokens had another follower the time before: in
+a list, what stands between the numbers, but not the numbers. A step can verify some of it: the
+guessed tokens are computed behind the pending one, the sampler chooses from each row in turn, and
+the guesses are kept as long as it chooses just them. So every token is chosen from the logits of
+exactly what precedes it, by the same draws: the distribution is that of decoding one by one
+(Leviathan et al., 2023, whose rejection rule comes to this where the draft is a single certain
+token), and greedy answers are the same.
 
 Whether that pays is a matter of what the tokens of a step cost (`best_len`).
 """
@@ -23,10 +25,11 @@ MEMORY = 0.97  # what a verified guess still counts when the next one is
 class Drafter:
     """The guesses of one sequence. It learns from the tokens themselves, drafted or not."""
 
-    __slots__ = ("_ends", "_guess", "_guessed_at", "_hits", "_num_indexed", "_trials")
+    __slots__ = ("_changed", "_ends", "_guess", "_guessed_at", "_hits", "_num_indexed", "_trials")
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}  # tokens -> position after their last place
+        self._changed: set[tuple[int, ...]] = set()  # whose follower was another the time before
         self._num_indexed = 0
         self._guess: Seq[int] = ()
         self._guessed_at = 0
@@ -59,15 +62,31 @@ class Drafter:
         for end in range(self._num_indexed + 1, len(tokens)):
             for length in MATCH_LENS:
                 if end >= length:
-                    self._ends[tuple(tokens[end - length : end])] = end
+                    self._note(tuple(tokens[end - length : end]), end, tokens)
         self._num_indexed = max(self._num_indexed, len(tokens) - 1)
+
+    def _note(self, run: tuple[int, ...], end: int, tokens: Seq[int]) -> None:
+        """`run` stands before `end`, where its follower is."""
+        before = self._ends.get(run)
+        if before is not None and tokens[before] != tokens[end]:
+            self._changed.add(run)
+        else:
+            self._changed.discard(run)
+        self._ends[run] = end
 
     def _look_up(self, tokens: Seq[int]) -> Seq[int]:
         for length in MATCH_LENS:
             end = self._ends.get(tuple(tokens[-length:])) if len(tokens) >= length else None
             if end is not None:
-                return tuple(tokens[end : end + MAX_DRAFT])
+                return tokens[end : self._end_of_guess(end, tokens)]
         return ()
+
+    def _end_of_guess(self, begin: int, tokens: Seq[int]) -> int:
+        length = MATCH_LENS[-1]
+        for end in range(begin, min(begin + MAX_DRAFT, len(tokens))):
+            if tuple(tokens[end - length : end]) in self._changed:
+                return end
+        return min(begin + MAX_DRAFT, len(tokens))
 
 
 def best_len(

@@ -67,17 +67,14 @@ def _tokens(
 
 
 def _tokenize(text: str, name: str, runtime: Runtime, limits: EmbeddingLimits) -> list[int]:
-    """A text that is much too long is refused by its beginning.
-
-    llama.cpp takes minutes for a megabyte of special tokens, its time grows with the square of
-    their number; and the vocabularies of encoders have no bound as `_check_hopeless` needs it.
-    """
-    size = _LIKELY_CHARACTERS * limits.max_len
-    while size < len(text):
-        num_tokens = len(runtime.tokenize(text[:size], add_special=False))
-        if num_tokens > limits.max_len:
-            raise _too_long(name, f"at least {num_tokens}", limits)
-        size *= 2
+    """The vocabularies of encoders have no bound as `_check_hopeless` needs it."""
+    prompt.check_beginning(
+        text,
+        runtime,
+        _LIKELY_CHARACTERS * limits.max_len,
+        limits.max_len,
+        lambda num_tokens: _too_long(name, f"at least {num_tokens}", limits),
+    )
     return runtime.tokenize(text, add_special=True)
 
 

@@ -7,6 +7,7 @@ so that a long prompt holds up neither the loop nor the worker's steps.
 import asyncio
 import contextlib
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from llmserve.engine.checks import check_request, check_tool_use
 from llmserve.engine.constraint import STACK_BYTES, Compiler
 from llmserve.engine.disk import DiskOptions
 from llmserve.engine.facade import Crash, shutting_down
+from llmserve.engine.grammar import field_of, refusal
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -44,6 +46,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.news import QueueNews
+from llmserve.engine.pinning import PinOptions, make_pins
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
@@ -51,6 +54,7 @@ from llmserve.errors import (
     EngineError,
     InvalidRequestError,
     LlmserveError,
+    UnavailableError,
 )
 
 T = TypeVar("T")
@@ -60,6 +64,11 @@ T = TypeVar("T")
 # because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
 # keep their state in a session of their own (llama-vocab.cpp), so they may run side by side.
 NUM_ENCODERS = 2
+
+
+# Of a request for its grammar, also behind others'. What is given to native code takes a second or
+# two at most, on this machine; nothing could stop it there.
+MAX_COMPILE_S = 15.0
 
 
 class Engine:
@@ -80,6 +89,7 @@ class Engine:
         thread: ModelThread | None = None,
         prefix_cache_bytes: int = 0,
         disk: DiskOptions | None = None,
+        pinned: PinOptions = PinOptions(),  # noqa: B008 - frozen
     ) -> None:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
@@ -113,6 +123,8 @@ class Engine:
             speculation=policy.speculation,
             prefix_cache_bytes=prefix_cache_bytes,
             disk=disk,
+            pins=self._encoder.submit(make_pins, name, pinned.prompts, runtime, self._style),
+            pinned_disk=pinned.disk,
         )
         self._worker.start(self._thread)
 
@@ -310,11 +322,15 @@ class Engine:
     async def _compile(self, request_id: int, constraint: Constraint) -> None:
         """Have a matcher ready for the worker. In a thread of its own: others need not wait."""
         self._check_alive()  # `close` waits for all that is queued here
+        prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
         try:
-            prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
-            await asyncio.wrap_future(prepared)
-        except asyncio.CancelledError:  # behind what it may still prepare, which nobody takes
+            async with asyncio.timeout(MAX_COMPILE_S):
+                await asyncio.wrap_future(prepared)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            # Behind what it may still prepare, which nobody takes.
             self._compiling.submit(self._compiler.discard, request_id)
+            if isinstance(error, TimeoutError):
+                raise _too_slow(constraint, is_running=not prepared.cancel()) from error
             raise
 
     @contextlib.contextmanager
@@ -397,3 +413,12 @@ def _seed(request: Request) -> int:
     if request.seed is not None:
         return request.seed
     return 0 if request.deterministic else secrets.randbits(53)
+
+
+def _too_slow(constraint: Constraint, *, is_running: bool) -> LlmserveError:
+    if is_running:
+        return refusal(field_of(constraint), f"it takes over {MAX_COMPILE_S:.0f} s to compile")
+    return UnavailableError(
+        f"other requests' grammars take over {MAX_COMPILE_S:.0f} s to compile; try again later",
+        retry_after_s=math.ceil(MAX_COMPILE_S),
+    )

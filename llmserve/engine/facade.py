@@ -18,8 +18,8 @@ class Crash(Struct, frozen=True):
 
     message: str
     log_lines: tuple[str, ...]  # the last ones that it wrote to stderr
-    has_answered: bool  # something, before
-    lived_s: float  # since it was loaded
+    has_answered: bool = False  # something, before
+    lived_s: float = 0.0  # since it was loaded
 
 
 class Facade(Protocol):

@@ -9,7 +9,10 @@ Of sequences that wait with a common prefix which nobody has computed, one leads
 when it has. If it leaves half-way, another goes on from what was parked of it.
 
 Models that cannot be cut (recurrent, hybrid) go on only from checkpoints, which are whole states:
-where others branch off, before the last token of the prompt, and at the end. See `Checkpoints`.
+where others branch off, before the last token of the prompt, and at the end. See `clip`.
+
+What the operator has pinned is in a namespace of its own, and lent to all others. Only who begins
+with the whole of it gets it: with less, it could be guessed token by token.
 """
 
 import logging
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_LOOKED_AT = 64  # of those that wait; a look takes 0.03 ms, and is taken in many steps
 MIN_PREFIX = 16  # tokens that are worth waiting for, parking, or going on from
+PINNED = "\0pinned"  # the namespace of what is pinned: nobody's
 
 
 class Known(NamedTuple):
@@ -56,6 +60,7 @@ class KvCache:
         budget_bytes: int,
         disk: DiskOptions | None = None,
         wake: Callable[[], None] = lambda: None,
+        pinned_disk: DiskOptions | None = None,
     ) -> None:
         """`budget_bytes` bounds what is parked; 0 parks nothing, neither in memory nor on disk.
 
@@ -69,35 +74,72 @@ class KvCache:
         self._running: dict[int, Sequence] = {}  # by slot
         self._cuts: dict[int, set[int]] = {}  # slot -> where to save a checkpoint, in tokens
         self._disk = DiskTier(self._parking, disk if budget_bytes else None, wake)
+        self._pinned_disk = DiskTier(self._parking, pinned_disk if budget_bytes else None, wake)
+        self._pinned: list[list[int]] = []
 
     @property
     def parked_bytes(self) -> int:
         return self._parking.used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._parking.budget_bytes
 
     # -- from disk ------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Look at what an earlier run left on disk. Before everything else."""
         self._disk.open()
+        self._pinned_disk.open()
 
     def close(self) -> None:
         """Have everything written that is to be."""
         self._disk.close()
+        self._pinned_disk.close()
 
     def fetch(self, sequence: Sequence) -> None:
         """`sequence` has arrived: if more of it is on disk, it waits for that (`is_fetching`)."""
-        if self._disk.is_open and sequence.can_reuse:
+        if not sequence.can_reuse:
+            return
+        self._lend(sequence)
+        disk = self._pinned_disk if sequence.namespace == PINNED else self._disk
+        if disk.is_open:
             known = self._find(sequence)
             num_near = max(known.num_tokens, known.num_promised)
-            self._disk.fetch(sequence, known.num_parked, num_near + MIN_PREFIX)
+            disk.fetch(sequence, known.num_parked, num_near + MIN_PREFIX)
 
     def is_fetching(self, sequence: Sequence) -> bool:
-        return self._disk.is_fetching(sequence)
+        return self._disk.is_fetching(sequence) or self._pinned_disk.is_fetching(sequence)
 
     def collect(self) -> None:
         """Take in what came from disk; whoever waited for it need not any longer."""
         for sequence in self._disk.collect():
             self.fetch(sequence)  # it had joined another's, and there may be more of its own
+
+    # -- pinned ---------------------------------------------------------------------------------
+
+    def fetch_pinned(self, sequence: Sequence) -> None:
+        """As `fetch`, for one of the namespace `PINNED`, and waits for the disk."""
+        self.fetch(sequence)
+        while self.is_fetching(sequence):
+            self._pinned_disk.collect(wait=True)
+
+    def pin(self, tokens: list[int]) -> bool:
+        """Keep `tokens` for all, in memory and on disk; False if not all of them are parked."""
+        if not self._parking.pin(PINNED, tokens):
+            return False
+        self._pinned.append(tokens)
+        self._pinned_disk.keep(PINNED, tokens)
+        return True
+
+    def retain_pinned(self, prompts: list[list[int]]) -> None:
+        """Remove from disk what was pinned once, and is not among `prompts`."""
+        self._pinned_disk.retain(PINNED, prompts)
+
+    def _lend(self, sequence: Sequence) -> None:
+        for tokens in self._pinned:
+            if sequence.tokens[: len(tokens)] == tokens:
+                self._parking.lend(tokens, PINNED, sequence.namespace)
 
     # -- before a sequence enters ---------------------------------------------------------------
 
@@ -172,6 +214,7 @@ class KvCache:
         """Let `sequence` begin in the empty `slot` with all that is known of it."""
         sequence.num_known = sequence.num_shared = 0
         if sequence.can_reuse:
+            self._lend(sequence)
             sequence.num_computed = self._fill(slot, self._find(sequence))
             if sequence.started_s is None:
                 sequence.num_cached = min(sequence.num_computed, sequence.prompt_len)
@@ -260,7 +303,8 @@ class KvCache:
                 break
         self._tree.prune(path[-1])
         self._parking.touch(path)
-        self._disk.keep(sequence.namespace, tokens)
+        if sequence.namespace != PINNED:
+            self._disk.keep(sequence.namespace, tokens)
 
     def _count_cells(self) -> None:
         for slot, sequence in self._running.items():
@@ -279,6 +323,7 @@ class KvCache:
         """Assert that our books balance, and agree with the runtime's."""
         self._parking.check_integrity()
         self._disk.check_integrity()
+        self._pinned_disk.check_integrity()
         num_own = 0
         for slot in range(self._runtime.limits.num_slots):
             sequence = self._running.get(slot)

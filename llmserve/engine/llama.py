@@ -8,6 +8,7 @@ Arguments are checked before each call, because a failed GGML_ASSERT ends the pr
 import ctypes
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,11 +45,14 @@ from llmserve.engine.runtime import (
     State,
 )
 from llmserve.engine.runtime import LlamaParams as LlamaParams
-from llmserve.engine.vocabulary import TokenBound, measure
+from llmserve.engine.vocabulary import TokenBound, cutting_marks, measure, parts_of
 from llmserve.errors import EngineError, ModelFileError, harmless
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+_PART_LEN = 4 * 1024  # characters of a text that are tokenized at once, where it can be cut
+_MAX_MARKS = 64  # the first control tokens are those in use
 
 MAX_BATCH = 512  # tokens; larger batches prefill no faster on a CPU
 
@@ -134,6 +138,17 @@ class LlamaRuntime:
     # -- text -------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        if not parse_special or len(text) <= _PART_LEN or (marks := self._cutting_marks) is None:
+            return self._tokenize(text, add_special, parse_special)
+        # llama.cpp's time grows with the square of the number of special tokens in a text.
+        around = self._tokenize("", True, True) if add_special else []
+        before = around[: self.info.adds_bos]
+        tokens = [*before]
+        for part in parts_of(text, marks, _PART_LEN):
+            tokens += self._tokenize(part, False, True)
+        return tokens + around[len(before) :]
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 2  # most vocabularies need no more than a token a byte, and BOS
         while True:
@@ -146,6 +161,25 @@ class LlamaRuntime:
             if -count <= room:
                 raise EngineError(f"llama_tokenize failed on {len(data)} bytes")
             room = -count
+
+    @functools.cached_property
+    def _cutting_marks(self) -> re.Pattern[str] | None:
+        """None where tokens swallow what is beside them, or may; found when first needed."""
+        if self.info.max_token_bytes is None:
+            return None
+        attributes = [
+            lib.llama_vocab_get_attr(self._vocab, token) for token in range(self.info.vocab_size)
+        ]
+
+        def texts(mask: int) -> list[str]:
+            found = [token for token, has in enumerate(attributes) if has & mask]
+            return [
+                lib.llama_vocab_get_text(self._vocab, t).decode(errors="replace") for t in found
+            ]
+
+        control = lib.LLAMA_TOKEN_ATTR_CONTROL
+        others = lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        return cutting_marks(texts(control)[:_MAX_MARKS], texts(control | others))
 
     def token_bytes(self, token: int) -> bytes:
         piece = self._pieces.get(token)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from llmserve.engine.disk import DiskOptions, fingerprint
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.order import Machine, Order
+from llmserve.engine.pinning import PinOptions
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.thread import ModelThread
 
@@ -50,7 +51,7 @@ async def open_engine(
         thread.shutdown()
         raise
     try:
-        disk = await asyncio.wrap_future(thread.submit(_disk_options, order, library))
+        disks = await asyncio.wrap_future(thread.submit(_disk_options, order, library))
         return Engine(
             order.name,
             runtime,
@@ -60,7 +61,8 @@ async def open_engine(
             on_load=on_load,
             thread=thread,
             prefix_cache_bytes=order.prefix_cache_bytes,
-            disk=disk,
+            disk=disks.usual,
+            pinned=PinOptions(order.pinned_prompts, disks.pinned),
         )
     except BaseException:
         await asyncio.wrap_future(thread.submit(runtime.close))
@@ -68,14 +70,27 @@ async def open_engine(
         raise
 
 
-def _disk_options(order: Order, library: Library) -> DiskOptions | None:
+class _Disks(NamedTuple):
+    usual: DiskOptions | None = None
+    pinned: DiskOptions | None = None
+
+
+def _disk_options(order: Order, library: Library) -> _Disks:
     """Reads a little of the model's files. No file there is nothing that ends a load."""
-    if order.disk is None:
-        return None
-    files = [Path(os.fsdecode(file)) for file in order.disk.files]
+    disk = order.disk
+    if disk is None or not (disk.folder or disk.pinned_folder):
+        return _Disks()
     try:
+        files = [Path(os.fsdecode(file)) for file in disk.files]
         stamp = fingerprint(files, library.machine().build_info)
     except OSError as error:
         log.warning("%s: prefixes are kept in memory only: %s", order.name, error)
-        return None
-    return DiskOptions(Path(os.fsdecode(order.disk.folder)), order.disk.budget_bytes, stamp)
+        return _Disks()
+    usual = pinned = None
+    if disk.folder:
+        usual = DiskOptions(Path(os.fsdecode(disk.folder)), disk.budget_bytes, stamp)
+    if disk.pinned_folder:
+        # What is pinned stays in memory anyway, however long the disk takes.
+        folder, max_unwritten = Path(os.fsdecode(disk.pinned_folder)), disk.budget_bytes
+        pinned = DiskOptions(folder, disk.budget_bytes, stamp, max_unwritten)
+    return _Disks(usual, pinned)

@@ -23,11 +23,12 @@ class Machine(Struct, frozen=True, tag=True):
 
 
 class DiskOrder(Struct, frozen=True):
-    """Where prefixes outlive the model."""
+    """Where prefixes outlive the model, `budget_bytes` in each folder; None: they do not."""
 
-    folder: bytes
-    budget_bytes: int
     files: tuple[bytes, ...]  # of the model, whose change makes them worthless
+    budget_bytes: int
+    folder: bytes | None
+    pinned_folder: bytes | None  # of pinned prompts
 
 
 class Order(Struct, frozen=True):
@@ -38,6 +39,7 @@ class Order(Struct, frozen=True):
     default_mode: Mode | None = None
     prefix_cache_bytes: int = 0
     disk: DiskOrder | None = None
+    pinned_prompts: tuple[str, ...] = ()
 
 
 class LoadProgress(Protocol):

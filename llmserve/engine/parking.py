@@ -4,6 +4,9 @@ The same books serve host memory, where a payload of the radix tree has the stat
 where it has the name of a file. Where sequences can be cut, it is the cells of a run of tokens;
 nodes that were one when it was saved share it, and no node has one without its parent. Where they
 cannot, it is a checkpoint: the whole state at the end of its node.
+
+What is pinned is never dropped for want of room. What is lent to another namespace is the same
+payload in nodes of both.
 """
 
 from collections import OrderedDict
@@ -51,6 +54,7 @@ class Parking(Generic[S]):
         self.can_cut = can_cut
         self._on_drop = on_drop
         self._oldest_first: OrderedDict[ParkedNode[S], None] = OrderedDict()
+        self._pinned: set[ParkedNode[S]] = set()  # not among them
 
     def lacking(self, path: Sequence[ParkedNode[S]]) -> list[ParkedNode[S]]:
         """What is not parked of the sequence whose nodes are `path`."""
@@ -98,7 +102,8 @@ class Parking(Generic[S]):
     def _drop(self, node: ParkedNode[S]) -> None:
         parked, node.payload = node.payload, None
         assert parked is not None
-        del self._oldest_first[node]
+        self._oldest_first.pop(node, None)
+        self._pinned.discard(node)
         parked.num_nodes -= 1
         if not parked.num_nodes:
             self.used_bytes -= parked.state.nbytes
@@ -116,21 +121,54 @@ class Parking(Generic[S]):
     def touch(self, nodes: Sequence[ParkedNode[S]]) -> None:
         """These, from the beginning of a sequence on, were used now."""
         for node in reversed(nodes):  # so that what others depend on is dropped last
-            if node.payload is not None:
+            if node in self._oldest_first:
                 self._oldest_first.move_to_end(node)
+
+    def parked_path(self, namespace: str, tokens: Sequence[int]) -> list[ParkedNode[S]]:
+        """The nodes of `tokens`, if all of them are parked; else none."""
+        path = self.tree.match(namespace, tokens, len(tokens))
+        if not path or path[-1].end < len(tokens) or path[-1].node.payload is None:
+            return []
+        is_whole = self.can_cut or path[-1].node.end == len(tokens)
+        return [match.node for match in path] if is_whole else []
+
+    def pin(self, namespace: str, tokens: Sequence[int]) -> bool:
+        """Never drop what is parked of `tokens`; False if that is not all of it."""
+        path = self.parked_path(namespace, tokens)
+        for node in path if self.can_cut else path[-1:]:
+            self._oldest_first.pop(node, None)
+            self._pinned.add(node)
+        return bool(path)
+
+    def lend(self, tokens: Sequence[int], source: str, target: str) -> None:
+        """Let the namespace `target` find what is parked of `tokens` in `source`, for no bytes."""
+        if self.parked_path(target, tokens):
+            return
+        for node in self.parked_path(source, tokens):
+            if node.payload is not None:
+                end = min(node.end, len(tokens))
+                for lacking in self.lacking(self.tree.insert(target, tokens[:end])):
+                    self._share(node.payload, lacking)
+
+    def _share(self, parked: Parked[S], node: ParkedNode[S]) -> None:
+        node.payload = parked
+        parked.num_nodes += 1
+        self._oldest_first[node] = None
 
     def _divide(self, upper: ParkedNode[S], lower: ParkedNode[S]) -> None:
         """The tree has split a node."""
         if lower.payload is not None and self.can_cut:
-            upper.payload = lower.payload
-            upper.payload.num_nodes += 1
-            self._oldest_first[upper] = None
+            self._share(lower.payload, upper)
+            if lower in self._pinned:
+                del self._oldest_first[upper]
+                self._pinned.add(upper)
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests."""
         self.tree.check_integrity()
         parked = [node for node in self.tree if node.payload is not None]
-        assert set(parked) == set(self._oldest_first)
+        assert set(parked) == {*self._oldest_first, *self._pinned}
+        assert not self._pinned & set(self._oldest_first)
         counts: dict[Parked[S], int] = {}
         for node in parked:
             assert node.payload is not None

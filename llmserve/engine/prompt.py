@@ -2,18 +2,24 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from llmserve.chat.mode import resolve_mode
 from llmserve.chat.style import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
+from llmserve.engine.radix import num_common
 from llmserve.engine.runtime import ModelInfo, Runtime
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import InvalidRequestError, TooLargeError
 
+MAX_TEXT_LEN = 2 << 20  # characters of a text that POST /tokenize takes; a second or two
+_FIRST_LEN = 8 * 1024  # characters of a text without bound that are tokenized first
+
 log = logging.getLogger(__name__)
+
+USER_BEGINS = ("a", "Z", "0", " a", "\n\na", "(", "é", "漢")
 
 
 class Prompt(NamedTuple):
@@ -66,13 +72,33 @@ def encode(
     has_bos = mode is not Mode.COMPLETION and bool(bos) and text.startswith(bos)
     field = "messages" if mode is Mode.CHAT else "prompt"
     with valid_unicode(field, param=field):
-        _check_hopeless(text, runtime, field)
-        tokens = runtime.tokenize(text, add_special=not has_bos)
+        tokens = _tokenize_prompt(field, text, runtime, add_special=not has_bos)
     if not tokens:
         raise InvalidRequestError(f"{field} is empty; give at least one character", param=field)
     if len(tokens) >= runtime.limits.context_length:
         raise _too_long(field, f"{len(tokens)}", runtime)
     return Prompt(tokens, None if mode is Mode.COMPLETION else text)
+
+
+def system_prefix(system: str, runtime: Runtime, style: ChatStyle | None) -> list[int]:
+    """What all conversations with this system message begin with.
+
+    Whatever the user says: by its first character too, with which the template's last one may be
+    one token. Raises what `encode` raises.
+    """
+    if not runtime.info.generates:
+        raise InvalidRequestError("the model generates no text")
+    conversations = [
+        encode(
+            Request(messages=(Message("system", system), Message("user", begin))),
+            runtime,
+            style,
+            Mode.CHAT,
+        ).tokens
+        for begin in USER_BEGINS
+    ]
+    first = conversations[0]
+    return first[: min(num_common(first, other) for other in conversations[1:])]
 
 
 def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]:
@@ -101,12 +127,51 @@ def _encode_infill(request: Request, suffix: str, runtime: Runtime) -> list[int]
 
 def _tokenize_part(field: str, text: str, runtime: Runtime) -> list[int]:
     with valid_unicode(field, param=field):
-        _check_hopeless(text, runtime, field)
-        return runtime.tokenize(text, add_special=False, parse_special=False)
+        return _tokenize_prompt(field, text, runtime, add_special=False, parse_special=False)
+
+
+def _tokenize_prompt(
+    field: str, text: str, runtime: Runtime, *, add_special: bool, parse_special: bool = True
+) -> list[int]:
+    _check_hopeless(text, runtime, field)
+
+    def too_long(num_tokens: int) -> TooLargeError:
+        return _too_long(field, f"at least {num_tokens}", runtime)
+
+    context_length = runtime.limits.context_length
+    if runtime.info.max_token_bytes is None:
+        check_beginning(text, runtime, _FIRST_LEN, context_length, too_long)
+    return runtime.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+
+def check_beginning(
+    text: str,
+    runtime: Runtime,
+    size: int,
+    max_len: int,
+    too_long: Callable[[int], TooLargeError],
+) -> None:
+    """Refuse a text that is much too long by its beginning, of `size` characters and then more.
+
+    llama.cpp can take minutes for all of it: its time grows with the square of the number of
+    special tokens.
+    """
+    while size < len(text):
+        num_tokens = len(runtime.tokenize(text[:size], add_special=False))
+        if num_tokens > max_len:
+            raise too_long(num_tokens)
+        size *= 2
 
 
 def tokenize(text: str, runtime: Runtime, *, add_special: bool) -> list[int]:
-    """The tokens of a bare text. Raises `InvalidRequestError` for a lone surrogate."""
+    """The tokens of a bare text.
+
+    Raises `InvalidRequestError` for a lone surrogate, `TooLargeError` for what would take long.
+    """
+    if len(text) > MAX_TEXT_LEN:
+        raise TooLargeError(
+            f"the text has {len(text)} characters; give at most {MAX_TEXT_LEN}, or split it"
+        )
     with valid_unicode("the text"):
         return runtime.tokenize(text, add_special=add_special)
 

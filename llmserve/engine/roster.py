@@ -1,6 +1,6 @@
 """Who runs, who waits, and which slot is whose. Only the worker's thread touches it.
 
-`enter` and `leave` are the only two places where a sequence gets a slot and gives it back, with
+`occupy` and `vacate` are the only two places where a sequence gets a slot and gives it back, with
 the cells in it.
 """
 
@@ -27,17 +27,25 @@ class Roster:
             assert not self.running, "the plan has it alone"
             self._runtime.clear()
         self.running.append(sequence)
-        sequence.slot = self.free_slots.pop()
-        self._kv.attach(sequence, sequence.slot)
+        self.occupy(sequence)
         if sequence.started_s is None:
             sequence.started_s = now_s
 
     def leave(self, sequence: Sequence) -> None:
+        """Out of its slot."""
+        self.vacate(sequence)
+        self.running.remove(sequence)
+
+    def occupy(self, sequence: Sequence) -> None:
+        """Give it a slot."""
+        sequence.slot = self.free_slots.pop()
+        self._kv.attach(sequence, sequence.slot)
+
+    def vacate(self, sequence: Sequence) -> None:
         """Give the slot and its cells back, parking what is worth it."""
         slot = slot_of(sequence)
         self._kv.detach(sequence, slot)
         self._runtime.trim(slot, 0)
-        self.running.remove(sequence)
         self.free_slots.append(slot)
         sequence.slot = None
         sequence.num_computed = 0

@@ -12,8 +12,8 @@ The rules, in this order:
    the step can take within the target inter-token latency by what steps cost; but at least
    `MIN_PROGRESS`, so that no prompt starves where decoding alone is slower than that. If nothing
    is being decoded, a whole batch, or what about half a second suffices for: somebody with a short
-   prompt may come any time. A prompt whose every token wants its logits takes what is left of
-   `max_outputs` at most.
+   prompt may come any time. Of more than that, steps of `TILE` tokens or more take multiples of it.
+   A prompt whose every token wants its logits takes what is left of `max_outputs` at most.
 4. Of the prompts, running or waiting, the one with the shortest rest is first, but `AGING` of its
    age is taken off: who comes later than rest / `AGING` does not overtake, so nobody starves.
 5. A waiting sequence enters in that order while there is a slot, and room for all its tokens and
@@ -39,6 +39,9 @@ from llmserve.engine.sequence import Sequence
 
 MIN_PROGRESS = 8  # prompt tokens in any step
 IDLE_CHUNK, IDLE_STEP_S = 64, 0.5  # of a step without decoding, the larger of the two
+# Flash attention computes so many tokens together, and one more takes as long as all of them
+# (ggml-cpu, GGML_FA_TILE_Q): behind 2,500 tokens one of 64 costs 1.0 ms, of 72 1.6, of 56 2.0.
+TILE = 64
 GROWTH_TOKENS = 32  # cells kept free per sequence at admission, so that it is not preempted at once
 AGING = 0.1  # seconds of prompt that a second of age is worth
 
@@ -97,7 +100,7 @@ def plan_entries(
     displaceable = [s for s in kept if s.yields(outlook.now_s)]
     entrants = set(waiting)
     prompts = [*waiting, *(s for s in kept if s.num_pending > 1)]
-    budget = _budget(kept, limits, outlook)
+    budget = _budget(kept, prompts, limits, outlook)
     admit: list[Sequence] = []
     for sequence in in_turn(prompts, outlook):
         if sequence not in entrants:
@@ -123,9 +126,10 @@ def plan_work(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> list[
     """The next step of those that have slots. Empty only if nobody has."""
     work = [Work(s, 1) for s in running if s.num_pending == 1]
     if len(work) < len(running):
-        budget = _budget(running, limits, outlook)
-        prompts = in_turn((s for s in running if s.num_pending > 1), outlook)
-        work += [part for part in map(budget.share, prompts) if part.num_tokens]
+        prompts = [s for s in running if s.num_pending > 1]
+        budget = _budget(running, prompts, limits, outlook)
+        parts = map(budget.share, in_turn(prompts, outlook))
+        work += [part for part in parts if part.num_tokens]
     return work
 
 
@@ -208,20 +212,30 @@ class _Budget:
         return work
 
 
-def _budget(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> _Budget:
-    """For the prompts of a step in which `running` decodes: rule 3."""
+def _budget(
+    running: Seq[Sequence], prompts: Seq[Sequence], limits: Limits, outlook: Outlook
+) -> _Budget:
+    """For `prompts` in a step in which `running` decodes: rule 3."""
     rows = [s for s in running if s.num_pending == 1]
     used = used_cells(running)
     num_tokens = min(limits.max_batch, limits.num_cells - used) - len(rows)
     num_tokens = min(num_tokens, limits.max_prompt)
-    costs = outlook.costs
-    if any(not s.yields(outlook.now_s) for s in rows):
-        fast = costs.max_prompt_tokens(len(rows), used, limits.target_itl_s)
-        num_tokens = min(num_tokens, max(MIN_PROGRESS, fast))
-    elif not any(s.deterministic for s in running):
-        fast = costs.max_prompt_tokens(len(rows), used, IDLE_STEP_S)
-        num_tokens = min(num_tokens, max(IDLE_CHUNK, fast))
+    if not any(s.deterministic for s in running):
+        wanted = sum(s.num_pending for s in prompts)
+        is_read = any(not s.yields(outlook.now_s) for s in rows)
+        step_s = limits.target_itl_s if is_read else IDLE_STEP_S
+        fast = outlook.costs.max_prompt_tokens(len(rows), used, step_s)
+        if wanted > fast:
+            fast = _in_tiles(fast, len(rows), nearest=not is_read)
+        num_tokens = min(num_tokens, max(MIN_PROGRESS if is_read else IDLE_CHUNK, fast))
     return _Budget(num_tokens, limits.max_outputs - len(rows))
+
+
+def _in_tiles(num_prompt: int, num_rows: int, *, nearest: bool) -> int:
+    """`num_prompt`, or a little less or more, with which a step has whole tiles if it has any."""
+    num_tokens = num_prompt + num_rows
+    num_tiles = (num_tokens + (TILE // 2 if nearest else 0)) // TILE
+    return num_tiles * TILE - num_rows if num_tokens >= TILE else num_prompt
 
 
 def used_cells(running: Iterable[Sequence]) -> int:

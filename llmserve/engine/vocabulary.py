@@ -1,11 +1,12 @@
-"""How few tokens a text can have: what refuses a hopeless prompt before it is tokenized. Pure.
+"""How few tokens a text can have, and where it can be cut: what bounds tokenizing. Pure.
 
 A text of N bytes has at least N / `max_token_bytes` tokens, if its tokenizer loses nothing. Those
 of `LOSSLESS` lose nothing but single bytes that have no token (`lost_bytes`), and whitespace
 beside a special token that strips it. Source: llama.cpp, `llama-vocab.cpp`.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 # `tokenizer.ggml.model` of a GGUF. Others lowercase, merge or drop: bert, t5, whitespace, rwkv.
@@ -54,3 +55,33 @@ def min_tokens(text: str, max_token_bytes: int, lost_bytes: bytes) -> int:
     """The least number of tokens of `text`. Raises `UnicodeEncodeError` for a lone surrogate."""
     num_bytes = len(text.encode().translate(None, lost_bytes))
     return -(-num_bytes // max_token_bytes)
+
+
+def cutting_marks(controls: Collection[str], specials: Collection[str]) -> re.Pattern[str] | None:
+    """Finds those of `controls` behind which a text can be cut, each part tokenized alone.
+
+    `specials` are all texts that the tokenizer looks for, the longest first. One that overlaps
+    another is none: which of them it is can depend on what follows.
+    """
+    marks = [mark for mark in controls if not any(_overlap(mark, text) for text in specials)]
+    marks.sort(key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, marks))) if marks else None
+
+
+def _overlap(mark: str, other: str) -> bool:
+    """Whether a text can have both with a part in common, other than `other` inside of `mark`."""
+    if mark == other:
+        return False
+    lengths = range(1, min(len(mark), len(other)))
+    return mark in other or any(
+        mark.endswith(other[:k]) or other.endswith(mark[:k]) for k in lengths
+    )
+
+
+def parts_of(text: str, marks: re.Pattern[str], size: int) -> Iterator[str]:
+    """`text` cut behind the first mark in it after each `size` characters."""
+    begin = 0
+    while match := marks.search(text, begin + size):
+        yield text[begin : match.end()]
+        begin = match.end()
+    yield text[begin:]

@@ -35,6 +35,7 @@ from llmserve.engine.messages import (
     Stop,
     Submit,
 )
+from llmserve.engine.pinning import Pin, Pinning
 from llmserve.engine.reporter import Reporter
 from llmserve.engine.roster import Roster, slot_of
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
@@ -74,8 +75,10 @@ class Worker:
         speculation: bool = True,
         prefix_cache_bytes: int = 0,
         disk: DiskOptions | None = None,
+        pins: Future[list[Pin]] | None = None,
+        pinned_disk: DiskOptions | None = None,
     ) -> None:
-        """`compiler` has prepared every submitted constraint; `disk` goes with a prefix cache."""
+        """`compiler` has prepared every submitted constraint; disks go with a prefix cache."""
         self._runtime = runtime
         self._compiler = compiler or Compiler(runtime.grammar_tokenizer)
         self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
@@ -94,10 +97,12 @@ class Worker:
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._kv = KvCache(
-            runtime, prefix_cache_bytes, disk, wake=lambda: self._inbox.put(Fetched())
+            runtime, prefix_cache_bytes, disk, lambda: self._inbox.put(Fetched()), pinned_disk
         )
         self._roster = Roster(runtime, self._kv)
-        self._embedder = Embedder(runtime, report, lambda: not self._inbox.empty())
+        self._pins = pins
+        self._pinning = Pinning(runtime, self._roster, self._kv, self._costs, self._has_commands)
+        self._embedder = Embedder(runtime, report, self._has_commands)
         self._reporter = Reporter(report, self._roster, self._limits, self._embedder)
         self._num_arrivals = 0
         self._setbacks = Setbacks()
@@ -110,6 +115,8 @@ class Worker:
 
     def submit(self, command: Submit | Embed) -> None:
         self._inbox.put(command)
+        if self._pinning.is_computing:
+            self._runtime.abort()
 
     def cancel(self, request_id: int) -> None:
         """Forget a request; a step that is mostly for it is interrupted. Any thread."""
@@ -127,10 +134,10 @@ class Worker:
         fault: str | None = "the engine failed; see the server's log"
         try:
             self._kv.open()
+            if self._pins is not None:
+                self._pinning.open(self._pins.result())
             while self._drain():
-                if self._has_sequences:
-                    self._step()
-                self._embed()
+                self._compute()
             self._cancel_all()
             fault = None
         except Exception:
@@ -139,6 +146,15 @@ class Worker:
             self._masks.close()
             self._kv.close()
             self._report(Ended(fault))
+
+    def _compute(self) -> None:
+        if self._is_idle:
+            self._pinning.step()
+            return
+        self._pinning.pause()
+        if self._has_sequences:
+            self._step()
+        self._embed()
 
     def _embed(self) -> None:
         if self._embedder.has_work:
@@ -151,19 +167,24 @@ class Worker:
         """Take in all commands, waiting for one if there is nothing to do; False to stop."""
         self._prefilling = None
         self._runtime.clear_abort()
-        while self._is_idle or not self._inbox.empty():
+        while self._is_idle or self._has_commands():
             if self._is_idle:
                 self._tell([])  # no step will say that the last one left
                 self._kv.check_empty(self._roster.free_slots)
+                if self._pinning.has_work and not self._has_commands():
+                    return True
             command = self._inbox.get()
             if isinstance(command, Stop):
                 return False
             self._handle(command)
         return True
 
+    def _has_commands(self) -> bool:
+        return not self._inbox.empty()
+
     @property
     def _is_idle(self) -> bool:
-        """Whether there is nothing to do until a command comes."""
+        """Whether nobody waits for anything until a command comes."""
         return not (self._has_sequences or self._embedder.has_work)
 
     @property
@@ -280,7 +301,7 @@ class Worker:
             self._prefilling = largest.sequence.id
             # `cancel` first puts, then looks; here it is the other way round. So either it sees
             # whom to abort, or its command is seen here. Anything else costs one more plan.
-            if not self._inbox.empty():
+            if self._has_commands():
                 return None
         try:
             logits = self._runtime.decode([_chunk(w) for w in work])

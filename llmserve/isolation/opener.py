@@ -14,7 +14,7 @@ from llmserve.isolation.process import ChildProcess, crashed, first_of
 from llmserve.isolation.spawn import Spawned, spawn
 from llmserve.isolation.watchdog import Watchdog
 
-OVERHEAD_BYTES = 45 << 20  # of a process, beside the model: its interpreter, modules and buffers
+OVERHEAD_BYTES = 40_000_000  # of a process, beside the model: its interpreter and modules
 
 
 class ProcessOpener:
@@ -46,6 +46,8 @@ class ProcessOpener:
         """There will be no order for `name`. Fine if nothing was asked."""
         if spare := self._spares.pop(name, None):
             spare.kill("was not needed")
+        if name in self._started:
+            self._started.pop(name).discard()
 
     def _child(self, name: str) -> ChildProcess:
         spawned = self._started.pop(name) if name in self._started else spawn(name, self._library)
@@ -82,7 +84,7 @@ async def _loaded(process: ChildProcess, progress: LoadProgress, stall_timeout_s
             case Progress(fraction):
                 watchdog.sign()
                 progress.update(fraction)
-            case Ready() | NotLoaded():
+            case Ready() | NotLoaded() if not outcome.done():
                 outcome.set_result(message)
 
     def on_stall() -> None:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_LINES = 20  # of stderr, that are kept
 MAX_LINE_LEN = 400  # characters of each
+_HELLO_S = 120.0  # for its greeting; it takes a fraction of a second on an idle machine
 _EXIT_S = 1.0  # for the end of a process that has closed its socket
 _STDERR_S = 0.5  # for its last words, once it is gone
 
@@ -74,7 +75,10 @@ class ChildProcess:
 
     async def machine(self) -> Machine:
         """What it makes of this machine. Raises `EngineCrashedError`."""
-        await first_of(self._machine, self.ended)
+        await first_of(self._machine, self.ended, timeout_s=_HELLO_S)
+        if not self._machine.done():
+            self.kill(f"did not start within {_HELLO_S:.0f} s")
+            await self.wait()
         if not self._machine.done():
             raise crashed(self.name, self.ended.result())
         return self._machine.result()
@@ -163,9 +167,9 @@ class _Lines(asyncio.Protocol):
             log.warning("%s: %s", self._name, text)
 
 
-async def first_of(*futures: "asyncio.Future[Any]") -> None:
+async def first_of(*futures: "asyncio.Future[Any]", timeout_s: float | None = None) -> None:
     """Returns when one of them is done. To be cancelled cancels none."""
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 def crashed(name: str, end: End, when: str = "") -> EngineCrashedError:

@@ -19,6 +19,14 @@ class Spawned(NamedTuple):
     process: "subprocess.Popen[bytes]"
     socket: socket.socket
 
+    def discard(self) -> None:
+        """End it, where nobody wants it any more."""
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
 
 def spawn(name: str, library: str) -> Spawned:
     """`name` is that of the model, for who looks at the list of processes."""

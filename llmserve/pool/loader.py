@@ -60,12 +60,15 @@ class EngineLoader:
         auto_download: bool,
         prefix_cache_dir: Path | None = None,
         prefix_cache_disk_bytes: int = 0,
+        pinned_dir: Path | None = None,
     ) -> None:
+        """Prefixes outlive the server in these folders, those of pinned prompts in the last."""
         self._metrics = metrics
         self._opener = opener
         self._auto_download = auto_download
         self._prefix_cache_dir = prefix_cache_dir
         self._prefix_cache_disk_bytes = prefix_cache_disk_bytes
+        self._pinned_dir = pinned_dir
 
     async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
         """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
@@ -109,10 +112,9 @@ class EngineLoader:
 
     def _order(self, spec: ModelSpec, placement: Placement) -> Order:
         files = tuple(map(os.fsencode, locate_all(spec)))
-        disk = None
-        if self._prefix_cache_dir is not None:
-            folder = os.fsencode(self._prefix_cache_dir / quote(spec.name, safe=""))
-            disk = DiskOrder(folder, int(self._prefix_cache_disk_bytes), files)
+        pinned_folder = _folder_in(self._pinned_dir, spec)
+        if not spec.pinned_prompts and not (pinned_folder and os.path.exists(pinned_folder)):
+            pinned_folder = None  # else, what was pinned once is removed
         return Order(
             name=spec.name,
             path=files[0],
@@ -127,8 +129,18 @@ class EngineLoader:
             policy=policy(spec),
             default_mode=spec.default_mode,
             prefix_cache_bytes=int(placement.prefix_cache_bytes),
-            disk=disk,
+            disk=DiskOrder(
+                files,
+                int(self._prefix_cache_disk_bytes),
+                _folder_in(self._prefix_cache_dir, spec),
+                pinned_folder,
+            ),
+            pinned_prompts=spec.pinned_prompts,
         )
+
+
+def _folder_in(parent: Path | None, spec: ModelSpec) -> bytes | None:
+    return os.fsencode(parent / quote(spec.name, safe="")) if parent else None
 
 
 class Observers(TypedDict):

@@ -1,9 +1,11 @@
 """One model as the pool sees it."""
 
 import asyncio
+import logging
+import time
 from enum import StrEnum
 
-from llmserve.engine.facade import Facade
+from llmserve.engine.facade import Crash, Facade
 from llmserve.errors import LlmserveError
 from llmserve.isolation.restarts import Restarts
 from llmserve.pool.eviction import Use
@@ -11,6 +13,8 @@ from llmserve.pool.placement import Placement
 from llmserve.pool.progress import Progress
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.sources import Stamp
+
+log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -44,6 +48,25 @@ class Model:
         self.is_retired = False  # no longer in the config
         self.task: asyncio.Task[None] | None = None  # the load or unload under way
         self.idle_timer: asyncio.TimerHandle | None = None
+
+    def note_crash(self, crash: Crash) -> None:
+        """Its process has died."""
+        log.error("%s", crash.message)
+        self.crash_message, self.log_lines = crash.message, crash.log_lines
+        self.restarts.note_crash(
+            time.monotonic(), has_answered=crash.has_answered, lived_s=crash.lived_s
+        )
+
+    def quarantine(self, error: LlmserveError, file_stamp: Stamp | None) -> None:
+        """Refuse it with `error`, until `forgive`."""
+        log.error("%s", error.message)
+        self.state, self.error, self.file_stamp = State.QUARANTINED, error, file_stamp
+
+    def forgive(self) -> None:
+        """Let it be tried again, without a pause."""
+        self.restarts.forgive()
+        if self.state is State.QUARANTINED:
+            self.state, self.error = State.COLD, None
 
     @property
     def size_bytes(self) -> int:

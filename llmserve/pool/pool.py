@@ -18,10 +18,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from llmserve.engine.facade import Crash, Facade
-from llmserve.errors import EngineCrashedError, LlmserveError, ModelBusyError
+from llmserve.errors import EngineCrashedError, LlmserveError, ModelBusyError, RequestLostError
 from llmserve.pool.eviction import Resident, Use, choose_evictions
 from llmserve.pool.model import Model, State
 from llmserve.pool.placement import Placement
@@ -169,8 +169,11 @@ class Pool:
             model = self._model(spec)
             if model.engine and not model.engine.is_alive and model.state is State.READY:
                 self._start_unload(model)
-            if model.state is State.QUARANTINED and await _has_changed(model):
-                self.forgive(spec)
+            if model.state is State.QUARANTINED:
+                if await asyncio.to_thread(stamp, spec) != model.file_stamp:
+                    model.forgive()
+                if model is not self._model(spec):  # it has left the config meanwhile
+                    continue
             if not model.is_draining and model.state is not State.UNLOADING:
                 return model
             changed = asyncio.ensure_future(self._changed.wait())
@@ -188,14 +191,16 @@ class Pool:
             model.idle_timer = None
         if model.state in (State.COLD, State.FAILED):
             self._start_load(model)
-        if model.state is State.LOADING:
+        while model.state is State.LOADING:  # more than once, if its process dies at once
             assert model.task
-            await asyncio.wait([model.task], timeout=max(0, deadline_s - time.monotonic()))
-        if model.state is State.LOADING:
-            raise still_loading(model, time.monotonic())
+            left_s = max(0, deadline_s - time.monotonic())
+            done, _ = await asyncio.wait([model.task], timeout=left_s)
+            if not done:
+                raise still_loading(model, time.monotonic())
         if model.error:
             raise copy.copy(model.error)  # many may raise it, each with its own traceback
-        assert model.engine, "a leased model stays loaded"
+        if model.engine is None:  # its process was dead before anybody could use it
+            raise RequestLostError(model.crash_message, retry_after_s=1)
         return model.engine
 
     def _start_load(self, model: Model) -> None:
@@ -216,7 +221,7 @@ class Pool:
             model.error = shutting_down() if self._is_closed else as_unavailable(error)
             model.state = State.FAILED
             if model.restarts.is_over and not self._is_closed:
-                self._quarantine(model)
+                model.quarantine(quarantined(model), stamp(spec))
             model.is_admitted = False
             level = logging.INFO if self._is_closed else logging.ERROR
             log.log(level, "cannot load %s: %s", spec.name, model.error.message)
@@ -240,7 +245,8 @@ class Pool:
                 return await self._make_engine(model)
             except EngineCrashedError as error:
                 model.is_admitted = False
-                self._note_crash(model, error.message, error.log_lines)
+                model.note_crash(Crash(error.message, error.log_lines))
+                self._count_crash(model.spec.name)
                 if model.restarts.is_over or self._is_closed or not model.num_leases:
                     raise
             finally:
@@ -280,7 +286,7 @@ class Pool:
         model.is_admitted = False
         model.task = None
         if model.restarts.is_over and not self._is_closed:
-            self._quarantine(model)
+            model.quarantine(quarantined(model), stamp(model.spec))
         elif model.is_missed:
             self.preload(model.spec)
         model.is_missed = False
@@ -290,32 +296,15 @@ class Pool:
 
     def _on_crash(self, model: Model, crash: Crash) -> None:
         """Its process has died. Who waits for it loads it again; so does who will ask at once."""
-        life = {"has_answered": crash.has_answered, "lived_s": crash.lived_s}
-        self._note_crash(model, crash.message, crash.log_lines, **life)
+        model.note_crash(crash)
+        self._count_crash(model.spec.name)
         if model.state is State.READY:
             model.is_missed = bool(model.num_leases) or model.spec.pinned
             self._start_unload(model)
 
-    def _note_crash(
-        self, model: Model, message: str, log_lines: tuple[str, ...], **life: Any
-    ) -> None:
-        log.error("%s", message)
-        model.crash_message, model.log_lines = message, log_lines
-        model.restarts.note_crash(time.monotonic(), **life)
-        self._count_crash(model.spec.name)
-
-    def _quarantine(self, model: Model) -> None:
-        model.error = quarantined(model)
-        model.state = State.QUARANTINED
-        model.file_stamp = stamp(model.spec)
-        log.error("%s", model.error.message)
-
     def forgive(self, spec: ModelSpec) -> None:
         """Let a model in quarantine be tried again; of no effect on others."""
-        model = self._model(spec)
-        model.restarts.forgive()
-        if model.state is State.QUARANTINED:
-            model.state, model.error = State.COLD, None
+        self._model(spec).forgive()
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -413,8 +402,3 @@ class Pool:
 
 class _AbandonedError(Exception):
     """Nobody waits any longer for a load that holds up the users of busy models."""
-
-
-async def _has_changed(model: Model) -> bool:
-    """Whether the files in quarantine are not those that there are now."""
-    return await asyncio.to_thread(stamp, model.spec) != model.file_stamp

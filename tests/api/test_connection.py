@@ -4,6 +4,7 @@ import contextlib
 import random
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -96,6 +97,38 @@ def test_the_rest_of_a_body_that_nobody_reads_must_come_soon(
         assert read_answer(connection).status == 200
         connection.sendall(b"x" * 50 + HEALTH)  # in time
         assert read_answer(connection).status == 200
+
+
+@pytest.mark.parametrize("data", [PARTS[-1], raw_request("GET", "/health", b"x" * 100)[:-50]])
+def test_who_sends_fast_has_no_more_time(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each piece comes before a timer gets its turn."""
+    monkeypatch.setattr(connection_module, "LINGER_S", SHORT)
+    with (
+        fake_service(server={"header_timeout": SHORT}) as service,
+        service.connect(data) as client,
+    ):
+        wait_until(lambda: service.num_waiting == 1)
+        assert service.server
+        (connection,) = service.server.server_state.connections
+        assert isinstance(connection, connection_module.Connection)
+
+        async def push() -> connection_module.Stage | None:
+            end_s = time.monotonic() + SHORT  # the loop is busy for so long
+            while time.monotonic() <= end_s:
+                pass
+            connection.data_received(b"x")
+            return None if connection.transport.is_closing() else connection._stage
+
+        assert service.run(push()) in (None, connection_module.Stage.REFUSED)
+        read_to_end(client)
+
+
+def test_the_rest_of_a_body_may_not_be_large(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_BYTES", 1 << 20)
+    with service.connect() as connection, pytest.raises(ConnectionError):
+        connection.sendall(raw_request("GET", "/health", b"x" * (64 << 20)))
 
 
 def test_a_refused_client_may_go_on_sending_for_a_while(

@@ -12,6 +12,15 @@ def test_accepted_connections_do_not_delay_small_answers() -> None:
         assert listener.proto == socket.IPPROTO_TCP
 
 
+def test_a_client_that_vanishes_is_noticed() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
 def test_an_address_in_use_is_told_with_the_fix() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

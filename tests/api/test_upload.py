@@ -139,7 +139,7 @@ SLOW = [
 def test_a_body_that_comes_byte_by_byte_gets_408(
     head: bytes, part: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errors, "_LINGER_S", 0.1)
+    monkeypatch.setattr(errors, "LINGER_S", 0.1)
     with (
         fake_service(server={"body_timeout": 0.2}) as service,
         service.connect(head) as connection,

@@ -24,6 +24,7 @@ from llmserve.core import (
     SamplingParams,
 )
 from llmserve.engine import constraint as module
+from llmserve.engine import engine as engine_module
 from llmserve.engine.admission import Policy
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
@@ -221,7 +222,7 @@ def test_answer_that_cannot_go_on_fails_alone() -> None:
 
 def test_gbnf_with_too_many_ways_fails_alone() -> None:
     """Soon: the work of a step grows with the square of what is possible in it."""
-    grammar = 'root ::= a ("x" | root)\na ::= ' + '"a"? ' * 900
+    grammar = 'root ::= a ("x" | root)\na ::= ' + '"a"? ' * 250
 
     async def ask() -> None:
         async with engine_on(FakeRuntime(num_cells=4096)) as engine:
@@ -271,7 +272,7 @@ BOMBS = {
         json.dumps({"allOf": [
             {"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(10)]} for i in range(12)
         ]}),
-        "too large",
+        "combine in 1000000000000 ways",
     ),
     "4000 properties": (
         "json_schema", json.dumps({"properties": {f"p{i}": {} for i in range(4000)}}), "properties"
@@ -306,6 +307,78 @@ BOMBS = {
         "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(40)) + "r40 ::= .",
         "too big",
     ),
+    "what may come or not": ("regex", "a?" * 20_000, "20000 times ?, *"),
+    "unicode classes that may come or not": ("regex", r"[\w\d\s]?" * 7000, "times ?, *"),
+    "such a pattern": (
+        "json_schema", json.dumps({"items": {"pattern": r"\w?" * 301}}), "times ?, *"
+    ),
+    "many such patterns": (
+        "json_schema",
+        json.dumps({"properties": {f"p{i}": {"pattern": r"\w?" * 20} for i in range(20)}}),
+        "times ?, *",
+    ),
+    "the same in Lark": ("lark", "start: " + '"a"? ' * 5000, "times ?, *"),
+    "the same in GBNF": ("gbnf", "root ::= " + '"a"? ' * 5000, "times ?, *"),
+    "a regex in Lark": ("lark", "start: /" + "a?" * 5000 + "/", "times ?, *"),
+    "a schema in Lark": (
+        "lark", "start: %json " + json.dumps({"pattern": r"\w?" * 301}), "times ?, *"
+    ),
+    "a long repetition": ("regex", "a{100000}", "repeats more than 2000 times"),
+    "a long literal": ("regex", "a" * 60_000, "a text of 60000 characters"),
+    "a long constant": ("json_schema", json.dumps({"const": "a" * 60_000}), "a text of 60000"),
+    "a long literal of Lark": ("lark", f'start: "{"a" * 60_000}"', "a text of 60002"),
+    "rules that are empty and hold themselves": (
+        "lark",
+        "start: e\ne: " + " | ".join("e " * k + '"a"' for k in range(1, 150)) + " | \n",
+        "references to rules that hold themselves",
+    ),
+    "the same rules of GBNF": (
+        "gbnf",
+        "root ::= " + " | ".join("root " * k + '"a"' for k in range(1, 40)) + ' | ""\n',
+        "references to rules that hold themselves",
+    ),
+    "arrays of arrays": (
+        "json_schema",
+        json.dumps({"$ref": "#/$defs/0", "$defs": {
+            str(i): {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/{j}"}}
+                               for j in range(30)]} for i in range(30)
+        }}),
+        "900 alternatives",
+    ),
+    "divisors": (
+        "json_schema",
+        json.dumps({"properties": {
+            f"p{i}": {"type": "integer", "multipleOf": 9973 + i} for i in range(200)
+        }}),
+        "multipleOf",
+    ),
+    "patterns that meet": (
+        "json_schema",
+        json.dumps({"allOf": [{"pattern": f"(.*{i}.*){{1,5}}"} for i in range(30)]}),
+        "30 patterns at once",
+    ),
+    "patterns that meet by references": (
+        "json_schema",
+        json.dumps({"$ref": "#/$defs/0", "$defs": {
+            str(i): {"pattern": f"(.*{i}.*){{1,5}}", "$ref": f"#/$defs/{i + 1}"} for i in range(30)
+        }}),
+        "30 patterns at once",
+    ),
+    "patterns that meet in a property": (
+        "json_schema",
+        json.dumps({"allOf": [
+            {"properties": {"a": {"pattern": f"(.*{i}.*){{1,5}}"}}} for i in range(30)
+        ]}),
+        "30 patterns at once",
+    ),
+    "references that double": (
+        "json_schema",
+        json.dumps({"$ref": "#/$defs/0", "$defs": {
+            str(i): {"allOf": [{"allOf": [{"$ref": f"#/$defs/{i + 1}"}]} for _ in range(2)]}
+            for i in range(40)
+        }}),
+        "",
+    ),
     "unknown special token": ("lark", 'start: "a" <|nothing|>', ""),
 }  # fmt: skip
 
@@ -329,6 +402,25 @@ def test_bomb_is_refused(name: str) -> None:
         Constraint("json_schema", '{"type": "string", "minLength": 1000000000}'),
         Constraint("regex", "(a|aa|aaa)+(a|aa)+(b+b+)+c"),
         Constraint("regex", "((a{1,1000}){1,1000}){1,1000}"),
+        Constraint("regex", "|".join(f"choice {i}" for i in range(3000))),
+        of_schema({"enum": [f"value {i}" for i in range(3000)]}),
+        of_schema(
+            {
+                "type": "object",
+                "properties": {
+                    f"p{i}": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array"}]}
+                    for i in range(100)
+                },
+            }
+        ),
+        of_schema(
+            {
+                "anyOf": [
+                    {"type": "object", "properties": {"kind": {"const": i}, "value": {}}}
+                    for i in range(100)
+                ]
+            }
+        ),
         Constraint("lark", 'start: e\ne: e e | e e e | "a" | \n'),
         of_schema({"type": "object", "properties": {f"p{i}": {} for i in range(500)}}),
     ],
@@ -431,6 +523,35 @@ def test_leaving_while_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             leave.set()
+            await collect(engine.generate(asking(DATE)))
+
+    asyncio.run(asyncio.wait_for(ask(), timeout=60))
+
+
+def test_what_compiles_for_too_long_is_refused_and_so_is_who_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave = threading.Event()
+    prepare = Compiler.prepare
+
+    def slow(self: Compiler, request_id: int, constraint: Constraint) -> None:
+        leave.wait()
+        prepare(self, request_id, constraint)
+
+    monkeypatch.setattr(Compiler, "prepare", slow)
+    monkeypatch.setattr(engine_module, "MAX_COMPILE_S", 0.1)
+
+    async def ask() -> None:
+        async with engine_on(FakeRuntime(num_cells=1024)) as engine:
+            first = asyncio.create_task(collect(engine.generate(asking(DATE))))
+            second = asyncio.create_task(collect(engine.generate(asking(DATE))))
+            assert await collect(engine.generate(asking(None, max_tokens=3)))
+            found = await asyncio.gather(first, second, return_exceptions=True)
+            leave.set()
+            assert sorted(type(error).__name__ for error in found) == [
+                "InvalidRequestError", "UnavailableError"
+            ]  # fmt: skip
+            monkeypatch.setattr(engine_module, "MAX_COMPILE_S", 60.0)
             await collect(engine.generate(asking(DATE)))
 
     asyncio.run(asyncio.wait_for(ask(), timeout=60))

@@ -23,8 +23,10 @@ LONG = SamplingParams(temperature=0, ignore_eos=True)
 PREFIX = [n % 251 for n in range(300)]
 
 
-def options(folder: Path, *, budget: int = 1 << 20, stamp: str = "this") -> DiskOptions:
-    return DiskOptions(folder, budget, stamp)
+def options(
+    folder: Path, *, budget: int = 1 << 20, stamp: str = "this", max_unwritten: int = 1 << 20
+) -> DiskOptions:
+    return DiskOptions(folder, budget, stamp, max_unwritten)
 
 
 def open_store(
@@ -91,6 +93,16 @@ def test_it_outlives_the_store(tmp_path: Path) -> None:
     assert store.find("", [7] * 20, 20) == 0
     assert joined(read(store, [7] * 20, namespace="x")) == [7] * 20
     store.close()
+
+
+def test_nobody_shares_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes would remove each other's files."""
+    monkeypatch.setattr(disk_module, "LOCK_WAIT_S", 0.0)
+    store = open_store(tmp_path / "it")
+    with pytest.raises(OSError, match="another process is using"):
+        open_store(tmp_path / "it")
+    store.close()
+    open_store(tmp_path / "it").close()
 
 
 def test_files_are_private_and_whole(tmp_path: Path) -> None:
@@ -174,9 +186,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     store.close()
 
 
-def test_a_slow_disk_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "MAX_UNWRITTEN_BYTES", 130)
-    store = open_store(tmp_path)
+def test_a_slow_disk_takes_no_memory(tmp_path: Path) -> None:
+    store = DiskStore(options(tmp_path, max_unwritten=130), can_cut=True)
     go_on = threading.Event()
     store._writer.submit(go_on.wait, 10)
     keep(store, PREFIX)

@@ -15,8 +15,20 @@ def slow_guess(tokens: list[int]) -> tuple[int, ...]:
     for length in MATCH_LENS:
         for end in range(len(tokens) - 1, length - 1, -1):
             if tokens[end - length : end] == tokens[-length:]:
-                return tuple(tokens[end : end + MAX_DRAFT])
+                return cut_where_it_changed(end, tokens)
     return ()
+
+
+def cut_where_it_changed(begin: int, tokens: list[int]) -> tuple[int, ...]:
+    length = MATCH_LENS[-1]
+    for end in range(begin, min(begin + MAX_DRAFT, len(tokens))):
+        run = tokens[end - length : end]
+        followers = [
+            tokens[at] for at in range(length, len(tokens)) if tokens[at - length : at] == run
+        ]
+        if len({*followers[-2:]}) > 1:
+            return tuple(tokens[begin:end])
+    return tuple(tokens[begin : begin + MAX_DRAFT])
 
 
 @given(st.lists(st.integers(0, 2), max_size=60), st.lists(st.integers(1, 9), max_size=20))
@@ -26,6 +38,14 @@ def test_a_guess_is_what_followed_the_last_time(tokens: list[int], growths: list
     for growth in growths:
         num_tokens = min(num_tokens + growth, len(tokens))
         assert tuple(drafter.guess(tokens[:num_tokens])) == slow_guess(tokens[:num_tokens])
+
+
+def test_in_a_list_what_stands_between_the_numbers_is_guessed() -> None:
+    tokens = [token for n in range(4) for token in (7, 8, 50 + n, 9, 10, 11, 12)]
+    drafter = Drafter()
+    assert list(drafter.guess(tokens)) == [7, 8], "the number has been another each time"
+    tokens += [7, 8, 54, 9, 10]
+    assert list(drafter.guess(tokens)) == [11, 12, 7, 8]
 
 
 def test_a_copy_is_trusted_and_noise_is_not() -> None:

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 from llmserve.core import Finished, SamplingParams
+from llmserve.engine.disk import DiskOptions
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.pinning import Pin
 from llmserve.engine.runtime import Chunk, OutOfCellsError
+from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
 from llmserve.testing import FakeRuntime
 from tests.engine.test_worker import Bench
@@ -256,5 +259,41 @@ def test_conversations_are_answered_as_without_a_cache(name: str, tmp_path: Path
                 conversation += answer
         assert num_cached > 4 * 3 * 60
         assert num_compared > num_generated / 2, "too many close calls to say anything"
+    finally:
+        runtime.close()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pinned_prompts_outlive_the_worker(name: str, tmp_path: Path) -> None:
+    """A checkpoint at their very end, where the model cannot be cut."""
+    write, arguments = ARCHITECTURES[name]
+    path = write(tmp_path / "tiny.gguf", **arguments)
+    runtime = LlamaRuntime(path, LlamaParams(context_length=1024, max_sequences=4, num_threads=1))
+    rng = random.Random(name)
+    system = rng.choices(range(3, 259), k=150)
+    prompts = [[*system, *rng.choices(range(3, 259), k=9)] for _ in range(2)]
+    disk = DiskOptions(tmp_path / "pinned", 1 << 28, "this")
+    try:
+        for is_known in (False, True):
+            bench = LlamaBench(runtime)
+            bench.worker = Worker(
+                runtime,
+                bench._note,
+                prefix_cache_bytes=1 << 28,
+                pinned_disk=disk,
+                speculation=False,
+            )
+            bench.worker._kv.open()
+            bench.worker._pinning.open([Pin("it", system)])
+            assert bench.worker._pinning.has_work == (not is_known)
+            while bench.worker._pinning.has_work:
+                bench.worker._pinning.step()
+                bench.check_books()
+            bench.step()  # takes in that something came from disk
+            answers = bench.ask(prompts, 12)
+            assert bench.cached == [150, 150]
+            for prompt, answer in zip(prompts, answers, strict=True):
+                num_agreed(runtime, prompt, answer, margin=0.05)
+            bench.worker._kv.close()
     finally:
         runtime.close()

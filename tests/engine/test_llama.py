@@ -279,6 +279,43 @@ def test_the_tokens_that_fill_in_the_middle(loaded: LlamaRuntime, tmp_path: Path
         runtime.close()
 
 
+MARKED = st.lists(
+    st.sampled_from(
+        ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "<", " ", "  ", "\n", "hello", "é"]
+    ),
+    max_size=40,
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "SentencePiece"])
+def test_a_text_in_parts_has_the_same_tokens(
+    kind: str, loaded: LlamaRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut behind special tokens, of which many at once take llama.cpp very long."""
+    is_tiny = kind == "SentencePiece"
+    runtime = LlamaRuntime(write_llama(tmp_path / "t.gguf"), PARAMS) if is_tiny else loaded
+    assert runtime._cutting_marks is not None
+
+    @settings(max_examples=200, deadline=None)
+    @given(MARKED, st.booleans())
+    def check(text: str, add_special: bool) -> None:
+        monkeypatch.setattr(llama, "_PART_LEN", 1 << 20)
+        whole = runtime.tokenize(text, add_special=add_special)
+        monkeypatch.setattr(llama, "_PART_LEN", 8)
+        assert runtime.tokenize(text, add_special=add_special) == whole
+
+    try:
+        check()
+    finally:
+        if is_tiny:
+            runtime.close()
+
+
+def test_very_many_special_tokens(runtime: LlamaRuntime) -> None:
+    """Minutes, if they were all looked for in all of the text (the suite's limit is the clock)."""
+    assert len(runtime.tokenize("<|im_start|>" * 100_000, add_special=False)) == 100_000
+
+
 def test_threads_tokenize_side_by_side(runtime: LlamaRuntime) -> None:
     """As the engine's encoders do: llama.cpp's vocabulary is const."""
     texts = [text * n for text in [*TEXTS, "żółć 😀 <|im_start|>\n\n"] for n in range(1, 60)]

@@ -136,6 +136,21 @@ def test_what_may_have_no_token_does_not_count() -> None:
     assert len(encode(Request(prompt=text, mode=Mode.COMPLETION), runtime)) == 99
 
 
+def test_a_text_without_bound_is_refused_by_its_beginning() -> None:
+    runtime = FourByteTokens(num_cells=4096, max_text_len=33_000)
+    runtime.info = msgspec.structs.replace(runtime.info, max_token_bytes=None)
+    with pytest.raises(TooLargeError, match=r"at least 8192 tokens; .* holds 4096"):
+        encode(Request(prompt="x" * 1_000_000, mode=Mode.COMPLETION), runtime)
+
+
+def test_a_bare_text_is_bounded() -> None:
+    runtime = FourByteTokens(num_cells=100, max_text_len=prompt.MAX_TEXT_LEN)
+    text = "x" * prompt.MAX_TEXT_LEN
+    assert len(prompt.tokenize(text, runtime, add_special=False)) == len(text) // 4
+    with pytest.raises(TooLargeError, match="the text has 2097153 characters; give at most"):
+        prompt.tokenize(text + "x", runtime, add_special=False)
+
+
 @pytest.mark.parametrize(
     ("tokens", "param", "words"),
     [

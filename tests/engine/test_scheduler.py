@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -356,12 +357,13 @@ def test_a_prompt_alone_takes_the_whole_batch() -> None:
     assert work([prompt]) == [Work(prompt, 32)]
 
 
-def test_where_nothing_is_decoded_a_step_takes_half_a_second_at_most() -> None:
-    """Unless that is less than a chunk, as on a much slower machine."""
+def test_where_nothing_is_decoded_a_step_takes_about_half_a_second() -> None:
+    """In whole tiles; at least a chunk, as on a much slower machine."""
+    assert Costs().max_prompt_tokens(0, 0, IDLE_STEP_S) == 165
     prompt = make_sequence(0, 4000, 10)
-    (part,) = work([prompt], LIMITS)
-    assert part.num_tokens == 165
-    assert Costs().step_s(0, 165, 0) <= IDLE_STEP_S < Costs().step_s(0, 166, 0)
+    assert work([prompt], LIMITS) == [Work(prompt, 192)]
+    rest = make_sequence(0, 165, 10)
+    assert work([rest], LIMITS) == [Work(rest, 165)]
     slow = Costs()
     slow.observe(0, 300, 0, 60.0)
     assert plan_work([prompt], LIMITS, OUTLOOK._replace(costs=slow)) == [Work(prompt, IDLE_CHUNK)]
@@ -372,6 +374,13 @@ def test_beside_a_stream_a_prompt_takes_what_the_target_leaves() -> None:
     assert work([stream, prompt]) == [Work(stream, 1), Work(prompt, 16)]
     tight = Limits(32, 4, 256, 6, target_itl_s=0.001)
     assert work([stream, prompt], tight) == [Work(stream, 1), Work(prompt, MIN_PROGRESS)]
+
+
+def test_beside_streams_a_large_step_has_whole_tiles() -> None:
+    stream, prompt = running_sequence(0, 10, 9), make_sequence(1, 1000, 10)
+    for target_itl_s, expected in ((0.15, 46), (0.21, 63), (0.39, 63), (0.41, 127)):
+        limits = msgspec.structs.replace(LIMITS, target_itl_s=target_itl_s)
+        assert work([stream, prompt], limits) == [Work(stream, 1), Work(prompt, expected)]
 
 
 def test_beside_batch_answers_alone_a_prompt_takes_the_whole_batch() -> None:

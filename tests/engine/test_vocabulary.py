@@ -1,10 +1,18 @@
 """How few tokens a text can have, on vocabularies made up here; real ones are in test_llama."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.vocabulary import TokenBound, measure, min_tokens
+from llmserve.engine.vocabulary import (
+    TokenBound,
+    cutting_marks,
+    measure,
+    min_tokens,
+    parts_of,
+)
 
 BYTE_TOKENS = [b"<0x%02X>" % byte for byte in range(256)]
 
@@ -60,3 +68,45 @@ def test_the_least_number_of_tokens(text: str, max_token_bytes: int, lost: bytes
     kept = [byte for byte in text.encode() if byte not in lost]
     pieces = [kept[i : i + max_token_bytes] for i in range(0, len(kept), max_token_bytes)]
     assert min_tokens(text, max_token_bytes, lost) == len(pieces)
+
+
+# -- where a text can be cut ----------------------------------------------------------------------
+
+
+def test_a_mark_that_overlaps_another_cuts_nothing() -> None:
+    def marks(controls: list[str], *others: str) -> str | None:
+        found = cutting_marks(controls, [*controls, *others])
+        return found.pattern if found else None
+
+    assert marks(["<a>", "<bc>"], "x", "<") == "<bc>|<a>"
+    assert marks(["<a>"], ">\n") is None
+    assert marks(["<a>"], "\n<") is None
+    assert marks(["<a>"], "<<a>>") is None
+    assert marks(["<a>", "<a><b>"]) == "<a><b>"
+    assert marks([]) is None
+
+
+SPECIALS = ["<a>", "<bb>", "<c", "\n\n", "<a><bb>", "b>\n"]
+
+
+def tokenized(text: str) -> list[str]:
+    """As llama.cpp: all of the longest special texts, then in what is left of the next longest."""
+    parts = [text]
+    for special in sorted(SPECIALS, key=len, reverse=True):
+        split: list[str] = []
+        for part in parts:
+            if part not in SPECIALS:
+                split += re.split(f"({re.escape(special)})", part)
+            else:
+                split.append(part)
+        parts = [part for part in split if part]
+    return parts
+
+
+@given(st.lists(st.sampled_from([*SPECIALS, "<", "a", "b", ">", "\n"])).map("".join))
+def test_parts_alone_have_the_tokens_of_the_whole(text: str) -> None:
+    marks = cutting_marks(["<a>", "<bb>", "<c"], SPECIALS)
+    assert marks
+    parts = list(parts_of(text, marks, 2))
+    assert "".join(parts) == text
+    assert [token for part in parts for token in tokenized(part)] == tokenized(text)

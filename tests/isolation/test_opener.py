@@ -123,6 +123,35 @@ async def test_a_child_that_is_not_needed_ends() -> None:
     await until(lambda: not is_there(pid))
 
 
+async def test_a_child_that_was_started_and_is_not_needed_ends_too() -> None:
+    opener = ProcessOpener(lambda: 20, library.NAME)
+    opener.start("fake")
+    (pid,) = children()
+    opener.drop("fake")
+    assert not is_there(pid)
+
+
+async def test_a_child_that_does_not_greet_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmserve.isolation.process._HELLO_S", 0.2)
+    opener = ProcessOpener(lambda: 20, library.NAME)
+    opener.start("fake")
+    (pid,) = children()
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineCrashedError, match="did not start within"):
+        await opener.machine("fake")
+    opener.drop("fake")
+
+
+async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROVIDER_KEY", "HF_TOKEN", "LLMSERVE_API_KEYS", "db_password"):
+        monkeypatch.setenv(name, "hush")
+    engine = await open_child(Script().write(tmp_path / "model"))
+    environment = Path(f"/proc/{engine.pid}/environ").read_bytes()  # noqa: ASYNC240
+    assert b"hush" not in environment
+    assert b"PATH=" in environment
+    await engine.close()
+
+
 async def test_a_child_that_cannot_even_start() -> None:
     opener = ProcessOpener(lambda: 20, "no.such.library")
     with pytest.raises(EngineCrashedError, match="ended with exit code 1"):

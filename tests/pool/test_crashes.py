@@ -1,12 +1,19 @@
 """What the pool does about models whose process dies: by a loader that the test drives."""
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmserve.engine.facade import Crash
-from llmserve.errors import EngineCrashedError, LlmserveError, ModelQuarantinedError
+from llmserve.errors import (
+    EngineCrashedError,
+    LlmserveError,
+    ModelQuarantinedError,
+    RequestLostError,
+)
 from llmserve.isolation import restarts
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
@@ -203,3 +210,26 @@ async def test_closing_while_a_load_waits_to_be_tried_again(
     await settle()
     await pool.close()
     assert (await asking).code == "shutting_down"
+
+
+async def test_a_process_that_is_dead_before_anybody_could_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader = FakeLoader({"a": 1})
+    pool = make_pool(loader, 9)
+    real = FakeEngine.watch
+
+    def watch(self: FakeEngine, on_crash: Callable[[Crash], None]) -> None:
+        real(self, on_crash)
+        if len(loader.engines) == 1:
+            crash(self)
+
+    monkeypatch.setattr(FakeEngine, "watch", watch)
+    with contextlib.suppress(RequestLostError):
+        async with pool.lease(SPEC) as engine:
+            assert engine.is_alive
+    await settle()
+    assert pool.look(SPEC).restarts.num_crashes == 1
+    await use(pool)
+    assert loader.loads == ["a", "a"]
+    pool.check_integrity()

@@ -3,9 +3,11 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from llmserve.engine import library, opening
 from llmserve.engine.llama import LlamaRuntime
@@ -18,6 +20,7 @@ from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.pool.threads import ThreadOpener
 from llmserve.registry.config import ModelSpec
+from tests.serving import wait_until
 from tests.tiny_models import write_llama
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +82,30 @@ async def test_no_engine_no_runtime(
     with pytest.raises(ZeroDivisionError):
         await load(spec, Progress())
     assert [runtime._closed for runtime in runtimes] == [True]
+
+
+async def test_pinned_prompts_have_a_folder_until_there_are_none(
+    spec: ModelSpec, tmp_path: Path, runtimes: list[LlamaRuntime]
+) -> None:
+    def files() -> list[Path]:
+        return list(tmp_path.glob("pinned/tiny/*.kv"))
+
+    pinning = replace(spec, pinned_prompts=("You are the clerk of a harbour.",))
+    for each in (spec, pinning, spec):
+        engines = EngineLoader(
+            Metrics(),
+            ThreadOpener(),
+            auto_download=False,
+            prefix_cache_disk_bytes=1 << 20,
+            pinned_dir=tmp_path / "pinned",
+        )
+        placement = await engines.place(each, GIB, Progress())
+        engine = await engines.load(each, placement, Progress())
+        if each.pinned_prompts:
+            await asyncio.to_thread(wait_until, files)
+        await engine.close()
+        assert (tmp_path / "pinned").exists() == (each is pinning or len(runtimes) > 1)
+        assert bool(files()) == (each is pinning)
 
 
 # -- shutting down -------------------------------------------------------------------------------
