@@ -73,7 +73,8 @@ def _several_models(path: Path) -> Iterator[Path]:
 def _config_text(path: Path, budget: str) -> str:
     text = f'[server]\nmemory_budget = "{budget}"\npreload = false\n'
     common = f'path = "{path}"\ncontext_length = {CONTEXT_LENGTH}\nprefix_cache = "24MB"\n'
-    common += f'stall_timeout = "{STALL_S:g}s"\n'
+    # One thread each: two models with a team of threads each spin at each other's expense.
+    common += f'stall_timeout = "{STALL_S:g}s"\nthreads = 1\n'
     text += f'[models.{STAYS}]\n{common}pinned = true\npooling = "mean"\n'
     for name in TAKE_TURNS:
         text += f"[models.{name}]\n{common}max_queue = 200\n"
