@@ -34,7 +34,7 @@
             └── HubUnreachableError   offline, or no connection: what is on disk still works
 
 Foreign exceptions are translated in one place per library: msgspec in `api/body.py`,
-llama.cpp's return codes in `engine/llama_call.py`, jinja in `chat/template.py`, huggingface_hub and
+llama.cpp's return codes in `engine/llama/call.py`, jinja in `chat/template.py`, huggingface_hub and
 the disk it writes to in `registry/hub.py`, httpx2 and the statuses of providers in
 `remote/failure.py`.
 """
@@ -150,7 +150,7 @@ class InsufficientMemoryError(UnavailableError):
 
 class EngineCrashedError(UnavailableError):
     code = "engine_crashed"
-    log_lines: tuple[str, ...] = ()  # the last ones of the process, where it was being loaded
+    log_lines: tuple[str, ...] = ()  # the last ones of the process
 
 
 class RequestLostError(EngineCrashedError):

@@ -9,7 +9,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.engine.llama_call import initialize
+from llmserve.engine.llama.call import initialize
 
 LogProbabilities = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ import pytest
 from llmserve.bench import faults
 from llmserve.bench.soak.faults import SIGNALS
 from llmserve.bench.soak.watch import Watch, runs
-from tests.engine.test_llama import MODEL
 from tests.serving import ServerProcess, server_process, sse_events, wait_until
+from tests.smollm2 import MODEL
 
 STALL_S = 6.0  # a step takes a second at most, also beside other work
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.api.openai.helpers import CHAT, COMPLETIONS, chunks, ok
 from tests.direct import DirectModel, LogProbabilities, direct_model
-from tests.engine.test_llama import MODEL
 from tests.serving import ServerProcess, server_process
+from tests.smollm2 import MODEL
 from tests.test_real_server import CONFIG
 
 # Of a prompt in one step, which llama.cpp computes here as there. Decoding is 1e-6 away where the

@@ -19,13 +19,12 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from llmserve.core import Constraint
-from llmserve.engine.grammar import check, field_of, grammar_of, refusal
+from llmserve.engine.bounds import refusal
+from llmserve.engine.grammar import check, field_of, grammar_of
 from llmserve.engine.sampling import Allowed
 
 MAX_CACHED = 64  # grammars
 MAX_CACHED_BYTES = 256 * 1024  # of source; a compiled grammar can take 1,000 times as much
-
-STACK_BYTES = 64 * 2**20  # of the compiling thread; 8 MiB overflow at 3,000 rules in a chain
 
 
 def _limits(max_items_in_row: int, step_max_items: int) -> LLParserLimits:

@@ -7,17 +7,12 @@ so that a long prompt holds up neither the loop nor the worker's steps.
 import asyncio
 import contextlib
 import itertools
-import math
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 
 from llmserve.core import (
-    Constraint,
     EmbeddingRequest,
     Embeddings,
     Event,
@@ -29,12 +24,10 @@ from llmserve.core import (
 )
 from llmserve.engine import embedding, prompt
 from llmserve.engine.admission import Admission, Policy
-from llmserve.engine.answering import Answering, AnswerPlan
-from llmserve.engine.checks import check_request, check_tool_use
-from llmserve.engine.constraint import STACK_BYTES, Compiler
+from llmserve.engine.compiling import Compiling
 from llmserve.engine.disk import DiskOptions
+from llmserve.engine.encoder import Encoder
 from llmserve.engine.facade import Crash, shutting_down
-from llmserve.engine.grammar import field_of, refusal
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -46,7 +39,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.news import QueueNews
-from llmserve.engine.pinning import PinOptions, make_pins
+from llmserve.engine.pinning import PinOptions
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
@@ -54,21 +47,7 @@ from llmserve.errors import (
     EngineError,
     InvalidRequestError,
     LlmserveError,
-    UnavailableError,
 )
-
-T = TypeVar("T")
-
-
-# Threads that render and tokenize: one long prompt does not hold up everybody else's. No more,
-# because they take their time from decoding. llama.cpp's vocabulary is const, and its tokenizers
-# keep their state in a session of their own (llama-vocab.cpp), so they may run side by side.
-NUM_ENCODERS = 2
-
-
-# Of a request for its grammar, also behind others'. What is given to native code takes a second or
-# two at most, on this machine; nothing could stop it there.
-MAX_COMPILE_S = 15.0
 
 
 class Engine:
@@ -94,12 +73,9 @@ class Engine:
         """`thread` is the one that loaded `runtime`; it is the engine's from now on."""
         self.name = name
         self._runtime = runtime
-        self._default_mode = default_mode
         self._on_step = on_step
         self._on_load = on_load
-        self._style = prompt.load_style(runtime.info)
-        self._answering = Answering(self._style, runtime) if self._style else None
-        self._encoder = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix=f"encoder-{name}")
+        self._encoder = Encoder(name, runtime, default_mode, self._check_alive)
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
         self._on_entry: dict[int, Callable[[], None]] = {}
@@ -110,20 +86,19 @@ class Engine:
         self._fault: str | None = None  # what the worker died of
         self._closing: asyncio.Task[None] | None = None
         self._thread = thread or ModelThread(f"worker-{name}")
-        self._compiler = Compiler(runtime.grammar_tokenizer)
-        self._compiling = ModelThread(f"compiler-{name}", stack_bytes=STACK_BYTES)
+        self._compiling = Compiling(name, runtime.grammar_tokenizer)
         self._admission = Admission(name, runtime.limits.num_slots, policy)
         self._news = QueueNews(self._requests)
         self._worker = Worker(
             runtime,
             self._report,
-            self._compiler,
+            self._compiling.compiler,
             target_itl_s=policy.target_itl_s,
             queue_timeout_s=policy.queue_timeout_s,
             speculation=policy.speculation,
             prefix_cache_bytes=prefix_cache_bytes,
             disk=disk,
-            pins=self._encoder.submit(make_pins, name, pinned.prompts, runtime, self._style),
+            pins=self._encoder.start_pins(pinned.prompts),
             pinned_disk=pinned.disk,
         )
         self._worker.start(self._thread)
@@ -175,11 +150,11 @@ class Engine:
         self._admission.check_count(self._num_active)
         self._num_active += 1
         try:
-            submit = await self._loop.run_in_executor(
-                self._encoder, self._prepare, request, time.monotonic()
-            )
+            accepted_s = time.monotonic()
+            submit = await self._encoder.submission(request, next(self._ids), accepted_s)
             if submit.constraint is not None:
-                await self._compile(submit.id, submit.constraint)
+                self._check_alive()  # `close` waits for all that is queued there
+                await self._compiling.prepare(submit.id, submit.constraint)
             self._admission.check_prompt(len(submit.tokens), must_wait=self.num_queued > 0)
             with self._queued(submit, on_entry), self._submitted(submit) as events:
                 yield Started(self.name, len(submit.tokens), submit.seed)
@@ -204,7 +179,9 @@ class Engine:
         )
         self._num_embedding += 1
         try:
-            inputs = await self._encode(lambda: embedding.encode(request, self._runtime, limits))
+            inputs = await self._encoder.run(
+                lambda: embedding.encode(request, self._runtime, limits)
+            )
             begin_s = time.monotonic()
             data = await self._embedded(Embed(next(self._ids), inputs))
             self._mean_embedding_s += 0.1 * (time.monotonic() - begin_s - self._mean_embedding_s)
@@ -238,7 +215,7 @@ class Engine:
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
-        return await self._encode(
+        return await self._encoder.run(
             lambda: prompt.tokenize(text, self._runtime, add_special=add_special)
         )
 
@@ -247,22 +224,11 @@ class Engine:
 
         Raises `InvalidRequestError` for what is not in the vocabulary.
         """
-        return await self._encode(lambda: prompt.detokenize(tokens, self._runtime))
+        return await self._encoder.run(lambda: prompt.detokenize(tokens, self._runtime))
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        check_tool_use(request)
-        return await self._encode(lambda: prompt.render(request, self._style))
-
-    async def _encode(self, work: Callable[[], T]) -> T:
-        """The result of `work` in the encoder's thread, while the model is there."""
-
-        def run() -> T:
-            self._check_alive()  # `close` waits for all that is queued here
-            return work()
-
-        self._check_alive()
-        return await self._loop.run_in_executor(self._encoder, run)
+        return await self._encoder.render(request)
 
     async def close(self) -> None:
         """End the worker and give the model's memory back; what still runs ends as cancelled."""
@@ -275,9 +241,8 @@ class Engine:
 
     def _free(self) -> None:
         self._worker.stop()
-        self._encoder.shutdown()  # it may be tokenizing with the model
-        self._compiling.shutdown()  # and so may this
-        self._compiling.join()
+        self._encoder.close()  # it may be tokenizing with the model
+        self._compiling.close()  # and so may this
         self._runtime.close()
         self._thread.shutdown()
 
@@ -286,52 +251,6 @@ class Engine:
             raise EngineError(self._fault)
         if self._closing is not None:
             raise shutting_down(self.name)
-
-    def _prepare(self, request: Request, accepted_s: float) -> Submit:
-        """Render and tokenize. Runs in one of the encoder's threads."""
-        self._check_alive()  # `close` waits for all that is queued here
-        check_tool_use(request)
-        tokens, conversation = prompt.encode(
-            request, self._runtime, self._style, self._default_mode
-        )
-        check_request(request, self.info.vocab_size)
-        plan = AnswerPlan(None, request.constraint)
-        if conversation is not None:
-            assert self._answering
-            plan = self._answering.plan(request, conversation)
-        room = self.limits.context_length - len(tokens)
-        max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
-        return Submit(
-            id=next(self._ids),
-            tokens=tokens,
-            max_len=len(tokens) + max_tokens,
-            sampling=request.sampling,
-            stop=request.stop,
-            seed=_seed(request),
-            accepted_s=accepted_s,
-            num_logprobs=request.num_logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-            is_batch=request.priority == "batch",
-            deterministic=request.deterministic,
-            cache_prompt=request.cache_prompt,
-            namespace=request.cache_namespace,
-            constraint=plan.constraint,
-            reading=plan.reading,
-        )
-
-    async def _compile(self, request_id: int, constraint: Constraint) -> None:
-        """Have a matcher ready for the worker. In a thread of its own: others need not wait."""
-        self._check_alive()  # `close` waits for all that is queued here
-        prepared = self._compiling.submit(self._compiler.prepare, request_id, constraint)
-        try:
-            async with asyncio.timeout(MAX_COMPILE_S):
-                await asyncio.wrap_future(prepared)
-        except (asyncio.CancelledError, TimeoutError) as error:
-            # Behind what it may still prepare, which nobody takes.
-            self._compiling.submit(self._compiler.discard, request_id)
-            if isinstance(error, TimeoutError):
-                raise _too_slow(constraint, is_running=not prepared.cancel()) from error
-            raise
 
     @contextlib.contextmanager
     def _queued(self, submit: Submit, on_entry: Callable[[], None] | None) -> Iterator[None]:
@@ -407,18 +326,3 @@ class Engine:
             events.put_nowait(Failed(ended.fault))
         self._requests.clear()
         self._start_closing()  # what failed serves nobody: give its memory back at once
-
-
-def _seed(request: Request) -> int:
-    if request.seed is not None:
-        return request.seed
-    return 0 if request.deterministic else secrets.randbits(53)
-
-
-def _too_slow(constraint: Constraint, *, is_running: bool) -> LlmserveError:
-    if is_running:
-        return refusal(field_of(constraint), f"it takes over {MAX_COMPILE_S:.0f} s to compile")
-    return UnavailableError(
-        f"other requests' grammars take over {MAX_COMPILE_S:.0f} s to compile; try again later",
-        retry_after_s=math.ceil(MAX_COMPILE_S),
-    )

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Library(Protocol):
-    """A module that loads models: `engine/library.py` with llama.cpp, others in tests."""
+    """A module that loads models: `engine/llama/library.py` with llama.cpp, others in tests."""
 
     def machine(self) -> Machine: ...
 

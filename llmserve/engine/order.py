@@ -12,7 +12,7 @@ from llmserve.core import Mode
 from llmserve.engine.admission import Policy
 from llmserve.engine.runtime import LlamaParams
 
-LIBRARY = "llmserve.engine.library"  # a module as `opening.Library` describes it
+LIBRARY = "llmserve.engine.llama.library"  # a module as `opening.Library` describes it
 
 
 class Machine(Struct, frozen=True, tag=True):

@@ -1,6 +1,6 @@
 """What the engine needs from an inference library, and nothing more.
 
-`engine/llama.py` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
+`engine/llama` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
 `detokenize`, `find_marker`, `grammar_tokenizer` and `abort` may be called from any thread,
 everything else by the worker's thread only.
 """

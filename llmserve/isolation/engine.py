@@ -280,7 +280,8 @@ class ProcessEngine:
         return self._lost(is_suspect=not asked.is_accepted)
 
     def _lost(self, *, is_suspect: bool = False) -> RequestLostError:
-        error = RequestLostError(crashed(self.name, self._process.ended.result()).message)
+        message = crashed(self.name, self._process.ended.result()).message
+        error = RequestLostError(message, retry_after_s=1)
         error.is_suspect = is_suspect
         return error
 

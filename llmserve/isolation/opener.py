@@ -91,21 +91,19 @@ async def _loaded(process: ChildProcess, progress: LoadProgress, stall_timeout_s
         process.kill(f"made no progress for {stall_timeout_s:g} s (stall_timeout): killed")
 
     watchdog = Watchdog(stall_timeout_s, on_stall, _reads_of(process.pid))
-    watchdog.begin()
     process.on_message = receive
     progress.on_cancel = lambda: process.kill("was told to give up")
     if progress.is_cancelled:
         progress.on_cancel()
     try:
+        await process.machine()  # until then it has its own time
+        watchdog.begin()
         await first_of(outcome, process.ended)
     finally:
         watchdog.close()
         progress.on_cancel = lambda: None
     if not outcome.done():
-        end = process.ended.result()
-        error = crashed(process.name, end, "while it was loading")
-        error.log_lines = end.log_lines
-        raise error
+        raise crashed(process.name, process.ended.result(), "while it was loading")
     result = outcome.result()
     if isinstance(result, NotLoaded):
         raise result.fault.error()

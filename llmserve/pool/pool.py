@@ -15,24 +15,22 @@ import contextvars
 import copy
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from llmserve.engine.facade import Crash, Facade
 from llmserve.errors import EngineCrashedError, LlmserveError, ModelBusyError, RequestLostError
-from llmserve.pool.eviction import Resident, Use, choose_evictions
 from llmserve.pool.model import Model, State
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import FIRST_LINE_S, Progress, told
 from llmserve.pool.refusals import (
     as_unavailable,
-    insufficient,
     quarantined,
     shutting_down,
     still_loading,
 )
+from llmserve.pool.room import AbandonedError, Room
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.sources import stamp
 
@@ -55,11 +53,6 @@ class Loader(Protocol):
         """A ready engine. Raises `LlmserveError`."""
 
 
-class _Waiting(NamedTuple):
-    model: Model
-    admission: "asyncio.Future[None]"
-
-
 class Pool:
     """Spec -> engine, within a memory budget.
 
@@ -80,12 +73,11 @@ class Pool:
         name of a model whose process has died.
         """
         self._loader = loader
-        self._budget_bytes = budget_bytes
         self._load_wait_s = load_wait_s
         self._give_back = give_back
         self._count_crash = count_crash
         self._models: dict[ModelSpec, Model] = {}
-        self._queue: deque[_Waiting] = deque()  # loads that wait for memory, in order
+        self._room = Room(budget_bytes, self._models.values)
         self._changed = asyncio.Event()  # set, and replaced, whenever something changed
         self._is_closed = False
         self._preloading: set[asyncio.Task[None]] = set()  # held, or they could be collected
@@ -151,7 +143,7 @@ class Pool:
             model.progress.cancel()
             if model.task and not model.is_admitted:
                 model.task.cancel()  # it waits for a download or for memory
-        self._queue.clear()
+        self._room.clear()
         self._on_change()
         while tasks := [m.task for m in self._models.values() if m.task]:
             await asyncio.wait(tasks)
@@ -176,11 +168,7 @@ class Pool:
                     continue
             if not model.is_draining and model.state is not State.UNLOADING:
                 return model
-            changed = asyncio.ensure_future(self._changed.wait())
-            try:
-                await asyncio.wait([changed], timeout=deadline_s - time.monotonic())
-            finally:
-                changed.cancel()
+            await self._next_change(deadline_s - time.monotonic())
             if time.monotonic() >= deadline_s:
                 raise still_loading(model, time.monotonic())
 
@@ -215,7 +203,7 @@ class Pool:
         try:
             with told(spec.name, model.progress, FIRST_LINE_S):
                 model.engine = await self._made_engine(model)
-        except _AbandonedError:
+        except AbandonedError:
             model.state = State.COLD
         except (Exception, asyncio.CancelledError) as error:
             model.error = shutting_down() if self._is_closed else as_unavailable(error)
@@ -237,10 +225,9 @@ class Pool:
     async def _made_engine(self, model: Model) -> Facade:
         """As `_make_engine`, again and again while its process dies, as far as that is of use."""
         while True:
-            pause_s = model.restarts.not_before_s - time.monotonic()
-            if pause_s > 0:
+            while (pause_s := model.restarts.not_before_s - time.monotonic()) > 0:
                 model.progress.begin("waiting after a crash")
-                await asyncio.sleep(pause_s)
+                await self._next_change(pause_s)
             try:
                 return await self._make_engine(model)
             except EngineCrashedError as error:
@@ -254,7 +241,7 @@ class Pool:
 
     async def _make_engine(self, model: Model) -> Facade:
         spec, progress = model.spec, model.progress
-        model.placement = await self._loader.place(spec, self._largest_budget(), progress)
+        model.placement = await self._loader.place(spec, self._room.largest_bytes, progress)
         progress.begin("waiting for memory")
         await self._admission(model)
         log.info("loading %s from %s: %s", spec.name, spec.source, model.placement)
@@ -265,8 +252,7 @@ class Pool:
         """Wait for room in memory. Raises `InsufficientMemoryError` if there can be none."""
         if self._is_closed:
             raise shutting_down()
-        admission = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(model, admission))
+        admission = self._room.join(model)
         self._on_change()
         await admission
 
@@ -303,41 +289,28 @@ class Pool:
             self._start_unload(model)
 
     def forgive(self, spec: ModelSpec) -> None:
-        """Let a model in quarantine be tried again; of no effect on others."""
+        """Let a model whose process has died be tried again at once, also out of quarantine."""
         self._model(spec).forgive()
+        self._on_change()
 
     # -- deciding ---------------------------------------------------------------------------
 
     def _on_change(self) -> None:
         """Act on the new state, and wake all who wait for one."""
-        self._admit_queued()
+        for idle in self._room.admit():
+            self._start_unload(idle)
         for model in list(self._models.values()):
             self._settle(model)
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _admit_queued(self) -> None:
-        """Admit waiting loads in their order; start making room for the first that must wait."""
-        draining: set[Model] = set()
-        while self._queue:
-            model, admission = self._queue[0]
-            decision = choose_evictions(model.size_bytes, self._residents(), self.budget_bytes)
-            if decision.can_load:
-                model.is_admitted = True
-                admission.set_result(None)
-            elif decision.never:
-                residents = [m for m in self._models.values() if m.is_admitted]
-                admission.set_exception(insufficient(model, residents, self.budget_bytes))
-            elif decision.drain and not model.num_leases:
-                admission.set_exception(_AbandonedError)
-            else:
-                for idle in decision.evict:
-                    self._start_unload(idle)
-                draining.update(decision.drain)
-                break
-            self._queue.popleft()
-        for model in self._models.values():
-            model.is_draining = model in draining
+    async def _next_change(self, timeout_s: float) -> None:
+        """Returns when something has changed, or in time."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait([changed], timeout=timeout_s)
+        finally:
+            changed.cancel()
 
     def _settle(self, model: Model) -> None:
         """What an unused model does next: leave, be forgotten, or count down to leaving."""
@@ -366,24 +339,12 @@ class Pool:
     @property
     def budget_bytes(self) -> int:
         """The most that all models together may take now."""
-        return self._budget_bytes(self.resident_bytes)
+        return self._room.budget_bytes
 
     @property
     def resident_bytes(self) -> int:
         """What all admitted models take, by estimate."""
-        return sum(m.size_bytes for m in self._models.values() if m.is_admitted)
-
-    def _largest_budget(self) -> int:
-        """What a model could have if all but the pinned ones left."""
-        pinned = sum(r.size_bytes for r in self._residents() if r.use is Use.PINNED)
-        return self.budget_bytes - pinned
-
-    def _residents(self) -> list[Resident[Model]]:
-        return [
-            Resident(model, model.size_bytes, model.last_used_s, model.use)
-            for model in self._models.values()
-            if model.is_admitted
-        ]
+        return self._room.resident_bytes
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests."""
@@ -394,11 +355,4 @@ class Pool:
             assert (model.task is not None) == (model.state in (State.LOADING, State.UNLOADING))
             assert model.is_admitted or model.state not in (State.READY, State.UNLOADING)
             assert not (model.num_leases and model.state is State.COLD)
-        for model, admission in self._queue:
-            assert model.state is State.LOADING
-            assert not model.is_admitted
-            assert not admission.done()
-
-
-class _AbandonedError(Exception):
-    """Nobody waits any longer for a load that holds up the users of busy models."""
+        self._room.check_integrity()

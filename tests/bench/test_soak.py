@@ -21,8 +21,8 @@ from llmserve.bench.soak.reference import Reference
 from llmserve.bench.soak.replies import Choice, Reply, read_event
 from llmserve.bench.soak.tally import Tally
 from llmserve.bench.soak.watch import slope
-from tests.engine.test_llama import MODEL
 from tests.serving import FakeService
+from tests.smollm2 import MODEL
 
 MODELS = [STAYS, *TAKE_TURNS]
 

@@ -11,8 +11,8 @@ import pytest
 from tests.clients.environments import HERE, environment, run
 from tests.clients.test_clients import CONFIG
 from tests.direct import DirectModel, direct_model
-from tests.engine.test_llama import MODEL
 from tests.serving import server_process
+from tests.smollm2 import MODEL
 
 pytestmark = pytest.mark.clients
 

@@ -14,7 +14,7 @@ from llmserve.core import Event, FinishReason, Message, Mode, Request, SamplingP
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from tests.engine.test_answering import calls, end, read
-from tests.engine.test_llama import MODEL
+from tests.smollm2 import MODEL
 
 BOOK: dict[str, Any] = {
     "type": "object",

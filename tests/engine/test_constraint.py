@@ -23,8 +23,8 @@ from llmserve.core import (
     Request,
     SamplingParams,
 )
+from llmserve.engine import compiling
 from llmserve.engine import constraint as module
-from llmserve.engine import engine as engine_module
 from llmserve.engine.admission import Policy
 from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
@@ -50,8 +50,8 @@ async def engine_on(runtime: FakeRuntime) -> AsyncIterator[Engine]:
     engine = Engine("fake", runtime, policy=Policy(max_queue=100))
     try:
         yield engine
-        assert engine._compiler._ready == {}
-        engine._compiler.check_integrity()
+        assert engine._compiling.compiler._ready == {}
+        engine._compiling.compiler.check_integrity()
     finally:
         await engine.close()
 
@@ -539,7 +539,7 @@ def test_what_compiles_for_too_long_is_refused_and_so_is_who_waits_for_it(
         prepare(self, request_id, constraint)
 
     monkeypatch.setattr(Compiler, "prepare", slow)
-    monkeypatch.setattr(engine_module, "MAX_COMPILE_S", 0.1)
+    monkeypatch.setattr(compiling, "MAX_COMPILE_S", 0.1)
 
     async def ask() -> None:
         async with engine_on(FakeRuntime(num_cells=1024)) as engine:
@@ -551,7 +551,7 @@ def test_what_compiles_for_too_long_is_refused_and_so_is_who_waits_for_it(
             assert sorted(type(error).__name__ for error in found) == [
                 "InvalidRequestError", "UnavailableError"
             ]  # fmt: skip
-            monkeypatch.setattr(engine_module, "MAX_COMPILE_S", 60.0)
+            monkeypatch.setattr(compiling, "MAX_COMPILE_S", 60.0)
             await collect(engine.generate(asking(DATE)))
 
     asyncio.run(asyncio.wait_for(ask(), timeout=60))

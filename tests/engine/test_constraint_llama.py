@@ -13,7 +13,7 @@ from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from tests.engine.schemas import is_valid
-from tests.engine.test_llama import MODEL
+from tests.smollm2 import MODEL
 
 PERSON: dict[str, Any] = {
     "type": "object",

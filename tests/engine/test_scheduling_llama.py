@@ -14,7 +14,7 @@ from llmserve.engine.messages import StepStats
 from llmserve.engine.runtime import Chunk, Logits
 from llmserve.engine.scheduler import MIN_PROGRESS, Limits, Outlook, Work, plan_work
 from llmserve.engine.sequence import Sequence as EngineSequence
-from tests.engine.test_llama import MODEL
+from tests.smollm2 import MODEL
 
 PARAMS = LlamaParams(context_length=1024, max_sequences=4, num_threads=1)
 TARGET_ITL_S = 0.15

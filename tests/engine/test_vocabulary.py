@@ -1,4 +1,4 @@
-"""How few tokens a text can have, on vocabularies made up here; real ones are in test_llama."""
+"""How few tokens a text can have, on vocabularies made up here; real ones come with `llama`."""
 
 import re
 

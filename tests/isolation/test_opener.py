@@ -154,7 +154,7 @@ async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.Monke
 
 async def test_a_child_that_cannot_even_start() -> None:
     opener = ProcessOpener(lambda: 20, "no.such.library")
-    with pytest.raises(EngineCrashedError, match="ended with exit code 1"):
+    with pytest.raises(EngineCrashedError, match="ended with exit code 1 while it was starting"):
         await opener.machine("fake")
     opener.drop("fake")
 
@@ -187,3 +187,18 @@ async def test_no_core_is_dumped_and_memory_is_taken_from_the_child_first(tmp_pa
 )
 async def test_an_exit_code_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "/x/src/llama-vocab.cpp:2544: GGML_ASSERT(a == b) failed",
+            "llama-vocab.cpp:2544: GGML_ASSERT(a == b) failed",
+        ),
+        ("  what():  unordered_map::at", "what():  unordered_map::at"),
+        ("Fatal Python error: Aborted", "it gave up by itself"),
+    ],
+)
+async def test_who_gives_up_says_why(line: str, words: str) -> None:
+    assert describe_exit(-6, ["before", line, "after"]) == f"was killed by signal 6 ({words})"

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 
 from llmserve.core import Pooling
-from llmserve.engine.llama import LlamaParams, LlamaRuntime, system_info
+from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.llama.runtime import system_info
 from llmserve.engine.runtime import Chunk, InputChunk
 from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import place

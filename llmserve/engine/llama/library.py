@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from llmserve.engine.llama import LlamaRuntime, build_info, system_info
+from llmserve.engine.llama.runtime import LlamaRuntime, build_info, system_info
 from llmserve.engine.order import Machine, Order
 
 
