@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.engine.test_llama import MODEL
 from tests.serving import TIMEOUT_S, ServerProcess
+from tests.smollm2 import MODEL
 
 MB = 1_000_000
 BUDGET_MB = 60
