@@ -229,6 +229,15 @@ def test_what_only_an_admin_may(service: FakeService) -> None:
         client.get("/metrics", cast_to=object)
 
 
+def test_only_an_admin_sees_the_inside_of_the_machine(service: FakeService) -> None:
+    seen = send(service, "/models", key=ALICE).json()["models"][0]
+    whole = send(service, "/models", key=ADMIN).json()["models"][0]
+    assert whole["source"].startswith("path ")
+    inside = ("source", "pid", "memory", "log", "addresses")
+    assert [seen[name] for name in inside] == [None] * len(inside)
+    assert seen == {**whole, **dict.fromkeys(inside)}
+
+
 def test_nothing_shows_a_key(service: FakeService) -> None:
     send(service, "/inference", ASK)
     send(service, "/inference", ASK, WRONG)
