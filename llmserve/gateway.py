@@ -83,6 +83,7 @@ class Gateway:
         self.created_s = int(time.time())  # unix time; constant, for what has to have an age
         self._num_active = 0
         self._is_draining = False
+        self._reloading = asyncio.Lock()  # or one that read an older file could win
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -118,12 +119,13 @@ class Gateway:
 
         Models that were removed or changed finish their requests first. `[server]` stays.
         """
-        old = self.config
-        new, keys = await asyncio.to_thread(_load_anew, old, self.keyring)
-        self.config = msgspec.structs.replace(new, server=old.server)
-        self.keyring.replace(keys)
-        self.pool.retain(new.models)
-        await self.remotes.retain(new.models)
+        async with self._reloading:
+            old = self.config
+            new, keys = await asyncio.to_thread(_load_anew, old, self.keyring)
+            self.config = msgspec.structs.replace(new, server=old.server)
+            self.keyring.replace(keys)
+            self.pool.retain(new.models)
+            await self.remotes.retain(new.models)
         change = compare(old, new)
         log.info("reloaded %s: %s", new.path, change)
         return change

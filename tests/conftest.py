@@ -1,11 +1,13 @@
 """Fixtures that several test packages share."""
 
+import math
 import os
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
+from tests import budget
 from tests.serving import FakeService, fake_service
 
 # Where another process takes a core, OpenMP's threads by default spin through whole time slices
@@ -22,6 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-minutes", type=float, default=0, help="how long to fuzz; 0: as in every run"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    budget.factor = max(1, math.ceil(config.getoption("--fuzz-minutes")))
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,10 @@ class Caller:
         self._grant = grant
 
     @property
+    def is_admin(self) -> bool:
+        return self._grant is None or self._grant.key.admin
+
+    @property
     def models(self) -> list[ModelSpec]:
         """Those it may use, in the order of models.toml."""
         specs = self._gateway.config.models

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
+    caller = caller_of(request)
+    models = [_status(gateway, spec) for spec in caller.models]
     body = ModelList(
-        models=[_status(gateway, spec) for spec in caller_of(request).models],
+        models=models if caller.is_admin else list(map(_outlined, models)),
         memory_budget=gateway.pool.budget_bytes,
         memory_used=gateway.pool.resident_bytes,
     )
@@ -49,6 +52,13 @@ async def reload_config(request: Request) -> Response:
     """Reads models.toml again; a file with a mistake changes nothing and gets a 400."""
     gateway: Gateway = request.app.state.gateway
     return json_response(await gateway.reload())
+
+
+def _outlined(status: ModelStatus) -> ModelStatus:
+    """Without the inside of this machine, and last words, which can have words of others."""
+    return msgspec.structs.replace(
+        status, source=None, addresses=None, pid=None, memory=None, log=None
+    )
 
 
 def _status(gateway: Gateway, spec: ModelSpec) -> ModelStatus:

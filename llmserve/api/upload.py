@@ -4,7 +4,8 @@ import asyncio
 
 from starlette.requests import Request
 
-from llmserve.errors import CrowdedError, RequestTimeoutError, TooLargeError
+from llmserve.api.body import clipped
+from llmserve.errors import CrowdedError, InvalidRequestError, RequestTimeoutError, TooLargeError
 from llmserve.registry.config import ServerConfig
 
 _FREE_BYTES = 64 << 10  # of each body: ordinary requests get through whoever sends large ones
@@ -68,9 +69,16 @@ class Uploads:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body of `request`. Raises one of `CUT_OFF`."""
+    """The whole body of `request`. Raises one of `CUT_OFF`, and `InvalidRequestError`."""
     uploads: Uploads = request.app.state.uploads
-    return await uploads.read(request)
+    body = await uploads.read(request)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise InvalidRequestError(
+            f"the body is encoded ({clipped(encoding)}), which this server does not undo; send it"
+            " as it is, without Content-Encoding"
+        )
+    return body
 
 
 def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:

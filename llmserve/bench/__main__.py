@@ -239,7 +239,7 @@ def faults(config: Path, rounds: int, stall: float, as_json: bool) -> None:
 @main.command()
 @config_option
 @click.option("--minutes", default=10.0, show_default=True, type=click.FloatRange(0.2, 24 * 60))
-@click.option("--rate", default=2.0, show_default=True, help="Requests a second.")
+@click.option("--rate", default=1.5, show_default=True, help="Requests a second.")
 @click.option("--seed", default=1, show_default=True, help="Of everything that is drawn.")
 @click.option("--no-kills", is_flag=True, help="Leave the models' processes alone.")
 @json_option

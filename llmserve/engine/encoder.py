@@ -40,16 +40,24 @@ class Encoder:
         self._style = prompt.load_style(runtime.info)
         self._answering = Answering(self._style, runtime) if self._style else None
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix=f"encoder-{model}")
+        # Of bare texts, which can be much longer than any prompt: only they wait for each other.
+        self._bare = ThreadPoolExecutor(1, thread_name_prefix=f"bare-{model}")
 
     async def run(self, work: Callable[[], T]) -> T:
         """The result of `work` in one of the threads, while the model is there."""
+        return await self._run(work, self._threads)
 
+    async def run_bare(self, work: Callable[[], T]) -> T:
+        """As `run`, of a bare text: it holds up no request that generates."""
+        return await self._run(work, self._bare)
+
+    async def _run(self, work: Callable[[], T], threads: ThreadPoolExecutor) -> T:
         def run() -> T:
             self._check_alive()  # `close` waits for all that is queued here
             return work()
 
         self._check_alive()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        return await asyncio.get_running_loop().run_in_executor(threads, run)
 
     async def submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
         """What the worker needs to know of `request`. Raises what `prompt.encode` raises."""
@@ -58,7 +66,7 @@ class Encoder:
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
         check_tool_use(request)
-        return await self.run(lambda: prompt.render(request, self._style))
+        return await self.run_bare(lambda: prompt.render(request, self._style))
 
     def start_pins(self, prompts: Iterable[str]) -> Future[list[Pin]]:
         """The system messages `prompts` as what is to be pinned."""
@@ -67,6 +75,7 @@ class Encoder:
     def close(self) -> None:
         """Return when nothing here uses the model any longer."""
         self._threads.shutdown()
+        self._bare.shutdown()
 
     def _submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
         check_tool_use(request)

@@ -215,7 +215,7 @@ class Engine:
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
-        return await self._encoder.run(
+        return await self._encoder.run_bare(
             lambda: prompt.tokenize(text, self._runtime, add_special=add_special)
         )
 
@@ -224,7 +224,7 @@ class Engine:
 
         Raises `InvalidRequestError` for what is not in the vocabulary.
         """
-        return await self._encoder.run(lambda: prompt.detokenize(tokens, self._runtime))
+        return await self._encoder.run_bare(lambda: prompt.detokenize(tokens, self._runtime))
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""

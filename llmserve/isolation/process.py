@@ -3,17 +3,18 @@
 import asyncio
 import contextvars
 import logging
+import re
 import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec import Struct
 
 from llmserve.engine.order import Machine
-from llmserve.errors import EngineCrashedError
+from llmserve.errors import EngineCrashedError, harmless
 from llmserve.isolation.channel import ChannelError, Connection
 from llmserve.isolation.messages import FromChild, Hello, LogRecord, ToChild
 from llmserve.isolation.spawn import Spawned
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 MAX_LINES = 20  # of stderr, that are kept
 MAX_LINE_LEN = 400  # characters of each
 _HELLO_S = 120.0  # for its greeting; it takes a fraction of a second on an idle machine
+_ASSERTION = re.compile(r"([\w-]+\.(?:c|cpp|h|hpp):\d+: .+|what\(\): .+)")  # of ggml, of C++
 _EXIT_S = 1.0  # for the end of a process that has closed its socket
 _STDERR_S = 0.5  # for its last words, once it is gone
 
@@ -98,7 +100,7 @@ class ChildProcess:
                 self._process.wait()
         await asyncio.wait([self._stderr.ended], timeout=_STDERR_S)
         self._stderr.close()
-        reason = self._kill_reason or describe_exit(code)
+        reason = self._kill_reason or describe_exit(code, self._stderr.kept)
         self.ended.set_result(End(code, reason, tuple(self._stderr.kept)))
 
     async def _attend(self, ours: socket.socket) -> None:
@@ -180,8 +182,8 @@ def crashed(name: str, end: End, when: str = "") -> EngineCrashedError:
     return error
 
 
-def describe_exit(code: int) -> str:
-    """What the exit code of a process says about its end."""
+def describe_exit(code: int, lines: Iterable[str] = ()) -> str:
+    """What the exit code of a process, and its last lines, say about its end."""
     if code >= 0:
         return f"ended with exit code {code}"
     known = {
@@ -189,7 +191,13 @@ def describe_exit(code: int) -> str:
         signal.SIGSEGV: "a fault in native code",
         signal.SIGBUS: "its file was cut, or a fault in native code",
         signal.SIGILL: "built for another CPU?",
-        signal.SIGABRT: "it gave up by itself",
+        signal.SIGABRT: _assertion_in(lines) or "it gave up by itself",
     }
     hint = f" ({known[signal.Signals(-code)]})" if -code in known else ""
     return f"was killed by signal {-code}{hint}"
+
+
+def _assertion_in(lines: Iterable[str]) -> str:
+    """What native code says before it gives up, without the path of its source."""
+    found = (_ASSERTION.search(line) for line in lines)
+    return next((harmless(match[1]) for match in found if match), "")

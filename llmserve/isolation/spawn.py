@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+# Proxies' addresses and OpenTelemetry's headers can have passwords in them.
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL|PROXY|^OTEL_", re.IGNORECASE)
 
 
 class Spawned(NamedTuple):

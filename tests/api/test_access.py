@@ -24,6 +24,7 @@ from tests.serving import (
     FakeService,
     fake_service,
     raw_request,
+    read_answer,
     sse_events,
     wait_until,
 )
@@ -205,6 +206,14 @@ def test_without_keys_any_header_is_ignored() -> None:
         assert "x-ratelimit" not in str(response.headers)
 
 
+@pytest.mark.parametrize("path", ["/metrics%0a", "/%6detrics%0A", "/metrics%0a%0a", "/models%0a"])
+def test_a_path_with_a_line_end_is_none(service: FakeService, path: str) -> None:
+    """`$` in the regular expression of a route lets one pass, and the check for admins did not."""
+    for key in (ALICE, ADMIN):
+        with service.connect(raw_request("GET", path, headers=f"x-api-key: {key}\r\n")) as client:
+            assert read_answer(client).status == 404
+
+
 def test_what_only_an_admin_may(service: FakeService) -> None:
     for path, body in (("/metrics", None), ("/models/fake/load", {}), ("/models/fake/unload", {})):
         refused = send(service, path, body)
@@ -218,6 +227,15 @@ def test_what_only_an_admin_may(service: FakeService) -> None:
         pytest.raises(PermissionDeniedError),
     ):
         client.get("/metrics", cast_to=object)
+
+
+def test_only_an_admin_sees_the_inside_of_the_machine(service: FakeService) -> None:
+    seen = send(service, "/models", key=ALICE).json()["models"][0]
+    whole = send(service, "/models", key=ADMIN).json()["models"][0]
+    assert whole["source"].startswith("path ")
+    inside = ("source", "pid", "memory", "log", "addresses")
+    assert [seen[name] for name in inside] == [None] * len(inside)
+    assert seen == {**whole, **dict.fromkeys(inside)}
 
 
 def test_nothing_shows_a_key(service: FakeService) -> None:

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.budget import examples
 from tests.serving import FakeService, sse_events
+
+pytestmark = pytest.mark.fuzz
 
 # The shared service is the point: whatever came before must not matter.
 bounded = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -107,7 +110,7 @@ def check(client: httpx2.Client, body: bytes) -> None:
         assert 0 < len(error["message"]) < 5000
 
 
-@settings(bounded, max_examples=200)
+@settings(bounded, max_examples=examples(200))
 @given(requests | valid_looking)
 @example({"prompt": "x", "parameters": {"seed": 2**64, "max_tokens": 1}})
 @example({"prompt": "x", "stream": True, "parameters": {"max_tokens": 1, "temperature": 5e-324}})
@@ -119,13 +122,13 @@ def test_requests_that_are_nearly_right(client: httpx2.Client, body: Any) -> Non
     check(client, msgspec.json.encode(body))
 
 
-@settings(bounded, max_examples=60)
+@settings(bounded, max_examples=examples(60))
 @given(json_values)
 def test_any_json(client: httpx2.Client, value: Any) -> None:
     check(client, msgspec.json.encode(value))
 
 
-@settings(bounded, max_examples=60)
+@settings(bounded, max_examples=examples(60))
 @given(st.binary(max_size=200))
 @example(b"[" * 100_000)
 @example(b'{"prompt":' * 50_000)
@@ -134,7 +137,7 @@ def test_any_bytes(client: httpx2.Client, body: bytes) -> None:
     check(client, body)
 
 
-@settings(bounded, max_examples=60)
+@settings(bounded, max_examples=examples(60))
 @given(requests | valid_looking, st.data())
 def test_requests_with_a_damaged_byte(
     client: httpx2.Client, body: Any, data: st.DataObject
@@ -145,7 +148,7 @@ def test_requests_with_a_damaged_byte(
     check(client, bytes(encoded))
 
 
-@settings(bounded, max_examples=60)
+@settings(bounded, max_examples=examples(60))
 @given(st.lists(st.tuples(st.sampled_from(["parameters", "prompt", "messages"]), json_values)))
 def test_repeated_keys(client: httpx2.Client, members: list[tuple[str, Any]]) -> None:
     body = ", ".join(f'"{key}": {msgspec.json.encode(value).decode()}' for key, value in members)

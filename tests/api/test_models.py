@@ -1,12 +1,16 @@
 """GET /models and the commands beside it, over fake models; reload over real files."""
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmserve.errors import ModelFileError
-from tests.serving import FakeService, fake_service, wait_until
+from llmserve.gateway import Gateway
+from llmserve.registry.config import Config, ConfigChange, load_config
+from tests.serving import TIMEOUT_S, FakeService, fake_service, wait_until
 
 TWO: dict[str, dict[str, Any]] = {"one": {"aliases": ("default",)}, "org/two": {"pinned": True}}
 
@@ -120,6 +124,35 @@ def test_a_removed_model_finishes_its_requests_first(config_file: Path) -> None:
             service.step(10)
             assert "generated_text" in answer.read().decode()
         wait_until(lambda: service.runtimes["one"].closed, "the removed model to be unloaded")
+
+
+def test_reloads_at_once_end_with_the_newest_file(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one has read the old file, and is slow to say so."""
+    has_read, may_go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Config:
+        config = load_config(path)
+        if not has_read.is_set():
+            has_read.set()
+            assert may_go_on.wait(TIMEOUT_S)
+        return config
+
+    async def reload_twice(gateway: Gateway) -> list[ConfigChange]:
+        first = asyncio.create_task(gateway.reload())
+        await asyncio.to_thread(has_read.wait, TIMEOUT_S)
+        config_file.write_text('[models.one]\npath = "one.gguf"\n')  # noqa: ASYNC240
+        second = asyncio.create_task(gateway.reload())
+        await asyncio.wait([second], timeout=0.2)  # to overtake, if it can
+        may_go_on.set()
+        return [await first, await second]
+
+    with fake_service(config_path=config_file) as service:
+        monkeypatch.setattr("llmserve.gateway.load_config", slow)
+        changes = service.run(reload_twice(service.gateway))
+        assert [change.removed for change in changes] == [[], ["two"]]
+        assert [spec.name for spec in service.gateway.config.models] == ["one"]
 
 
 def test_a_file_with_a_mistake_changes_nothing(config_file: Path) -> None:

@@ -15,7 +15,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from llmserve.api.app import OPERATIONS, ROUTES
 from llmserve.api.openapi import Document
 from llmserve.engine.runtime import EmbeddingLimits
+from tests.budget import examples
 from tests.serving import FakeService, fake_service
+
+pytestmark = pytest.mark.fuzz
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ROUTES, OPERATIONS).encoded)
 # What a schema cannot say (a field that needs another, the size of a vocabulary) is refused too.
@@ -42,8 +45,8 @@ def session() -> Iterator[requests.Session]:
 
 @schema.parametrize()
 @settings(
-    max_examples=10,
-    derandomize=True,
+    max_examples=examples(10),
+    derandomize=examples(1) == 1,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -1,10 +1,12 @@
 """Bodies that are too large, too slow or too many."""
 
 import contextlib
+import gzip
 import re
 import select
 import tracemalloc
 
+import msgspec
 import pytest
 
 from llmserve.api import errors
@@ -185,3 +187,15 @@ def test_large_bodies_share_a_bounded_memory_and_small_ones_get_through() -> Non
         with service.client() as client:  # it is all given back
             large = b" " * (size - 60) + b'{"prompt": "x", "parameters": {"max_tokens": 1}}'
             assert client.post("/inference", content=large).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br, identity"])
+def test_an_encoded_body_is_refused_by_name(encoding: str) -> None:
+    body = msgspec.json.encode({"prompt": "a", "parameters": {"max_tokens": 1}})
+    with fake_service() as service, service.client() as client:
+        headers = {"content-encoding": encoding}
+        answer = client.post("/inference", content=gzip.compress(body), headers=headers)
+        assert answer.status_code == 400
+        assert encoding in answer.json()["error"]["message"]
+        plain = client.post("/inference", content=body, headers={"content-encoding": "identity"})
+        assert plain.status_code == 200

@@ -12,7 +12,7 @@ import pytest
 
 from llmserve import core
 from llmserve.bench.soak import bad
-from llmserve.bench.soak.asks import Ask, Leave, Workload
+from llmserve.bench.soak.asks import STAYS, TAKE_TURNS, Ask, Leave, Workload
 from llmserve.bench.soak.client import answer, http_client
 from llmserve.bench.soak.drive import Plan
 from llmserve.bench.soak.faults import Fault
@@ -24,7 +24,7 @@ from llmserve.bench.soak.watch import slope
 from tests.serving import FakeService
 from tests.smollm2 import MODEL
 
-MODELS = ["stays", "red", "blue"]
+MODELS = [STAYS, *TAKE_TURNS]
 
 
 # -- what is asked -------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_calm_requests_are_those_that_come_again() -> None:
     calm = {ask.calm_key: ask.body for ask in workload.calm()}
     for ask in (workload.ask(i) for i in range(400)):
         if ask.calm_key:
-            assert ask.body | {"model": "stays"} == calm[ask.calm_key]
+            assert ask.body | {"model": STAYS} == calm[ask.calm_key]
 
 
 @pytest.mark.parametrize(("minutes", "laps"), [(0.2, 4), (3, 4), (4, 4), (10, 10), (30, 30)])

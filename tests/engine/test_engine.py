@@ -758,6 +758,30 @@ def test_a_long_prompt_holds_up_nobody_elses_tokenization() -> None:
     run(main)
 
 
+def test_bare_texts_hold_up_no_generation() -> None:
+    class SlowOnLong(SlowTokenizer):
+        def tokenize(
+            self, text: str, *, add_special: bool, parse_special: bool = True
+        ) -> list[int]:
+            if len(text) > 10:
+                return super().tokenize(text, add_special=add_special)
+            return FakeRuntime.tokenize(self, text, add_special=add_special)
+
+    async def main() -> None:
+        runtime = SlowOnLong()
+        async with engine_on(runtime) as engine:
+            bare = [
+                asyncio.create_task(engine.tokenize("x" * 20, add_special=False)) for _ in range(5)
+            ]
+            await asyncio.to_thread(runtime.tokenizing.wait)
+            assert await answer(engine, completion("a", 3)) == answer_alone(b"a", 3)
+            assert not any(task.done() for task in bare)
+            runtime.may_tokenize.set()
+            assert await asyncio.gather(*bare) == [list(b"x" * 20)] * 5
+
+    run(main)
+
+
 def test_the_end_and_the_cancel_may_cross() -> None:
     """The consumer leaves while the last events are already on their way, at every distance."""
 

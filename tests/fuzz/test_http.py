@@ -20,7 +20,10 @@ from starlette.routing import Route
 
 from llmserve.api.app import ROUTES
 from llmserve.engine.runtime import EmbeddingLimits
+from tests.budget import examples
 from tests.serving import FakeService, fake_service, raw_request
+
+pytestmark = pytest.mark.fuzz
 
 EMBEDDING = EmbeddingLimits(8, max_len=64, max_batch=64, max_inputs=4, num_cells=64)
 BODIES: dict[str, dict[str, Any]] = {
@@ -33,7 +36,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [97]},
     "/apply-template": {"messages": [{"role": "user", "content": "a"}]},
 }
-UVICORNS = re.compile("Invalid HTTP request received|LocalProtocolError")  # of what is no HTTP
 PATHS = [route.path for route in ROUTES if isinstance(route, Route)]
 METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW", "get"]
 NAMES = [
@@ -74,13 +76,12 @@ def service() -> Iterator[FakeService]:
         yield running
         assert running.post({"prompt": "a", "parameters": {"max_tokens": 3}}).status_code == 200
         running.wait_idle()
-        running.errors[:] = [line for line in running.errors if not UVICORNS.search(line)]
 
 
 @pytest.fixture(scope="module")
-def bounded(fuzz_minutes: float) -> settings:
+def bounded() -> settings:
     return settings(
-        max_examples=3_000 if fuzz_minutes else 100,
+        max_examples=examples(100),
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )

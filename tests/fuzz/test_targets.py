@@ -18,8 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.budget import examples
 from tests.fuzz.seeds import seeds_of
 from tests.fuzz.targets import TARGETS, Target
+
+pytestmark = pytest.mark.fuzz
 
 FOUND = Path(__file__).parent / "found"
 HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
@@ -63,12 +66,12 @@ def _inputs(draw: st.DrawFn, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_by_hypothesis(name: str, fuzz_minutes: float) -> None:
-    num_examples = NUM_EXAMPLES if HAS_ATHERIS else TARGETS[name].num_runs // 5
-    if fuzz_minutes:
-        num_examples = 5_000
+def test_by_hypothesis(name: str) -> None:
+    num_examples = NUM_EXAMPLES if HAS_ATHERIS else TARGETS[name].num_runs // 10
 
-    @settings(max_examples=num_examples, suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(
+        max_examples=examples(num_examples), suppress_health_check=list(HealthCheck), deadline=None
+    )
     @given(_inputs(name))
     def holds(data: bytes) -> None:
         TARGETS[name].check(data)

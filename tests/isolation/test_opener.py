@@ -144,7 +144,10 @@ async def test_a_child_that_does_not_greet_is_ended(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROVIDER_KEY", "HF_TOKEN", "LLMSERVE_API_KEYS", "db_password"):
+    for name in (
+        *("PROVIDER_KEY", "HF_TOKEN", "LLMSERVE_API_KEYS", "db_password", "PGPASS"),
+        *("AWS_CREDENTIALS", "BASIC_AUTH", "HTTPS_PROXY", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ):
         monkeypatch.setenv(name, "hush")
     engine = await open_child(Script().write(tmp_path / "model"))
     environment = Path(f"/proc/{engine.pid}/environ").read_bytes()  # noqa: ASYNC240
@@ -188,3 +191,18 @@ async def test_no_core_is_dumped_and_memory_is_taken_from_the_child_first(tmp_pa
 )
 async def test_an_exit_code_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "/x/src/llama-vocab.cpp:2544: GGML_ASSERT(a == b) failed",
+            "llama-vocab.cpp:2544: GGML_ASSERT(a == b) failed",
+        ),
+        ("  what():  unordered_map::at", "what():  unordered_map::at"),
+        ("Fatal Python error: Aborted", "it gave up by itself"),
+    ],
+)
+async def test_who_gives_up_says_why(line: str, words: str) -> None:
+    assert describe_exit(-6, ["before", line, "after"]) == f"was killed by signal 6 ({words})"

@@ -38,7 +38,8 @@ def _constraints(wire: StructuredOutputs) -> list[Constraint]:
         found.append(Constraint("regex", wire.regex, f"{path}.regex"))
     if wire.choice is not None:
         words = " | ".join(json.dumps(word, ensure_ascii=False) for word in wire.choice)
-        found.append(Constraint("lark", f"start: {words}", f"{path}.choice"))
+        # One terminal: of alternatives in a rule the parser would follow all at once.
+        found.append(Constraint("lark", f"start: WORD\nWORD: {words}", f"{path}.choice"))
     if wire.grammar is not None:
         found.append(Constraint(syntax_of(wire.grammar), wire.grammar, f"{path}.grammar"))
     return found

@@ -1,13 +1,17 @@
 """The text routes: what the model makes of a text, and what its tokenizer is."""
 
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Send
 
 from llmserve import core
+from llmserve.api.answer import Answer, send_body
 from llmserve.api.body import decode_body, json_response
-from llmserve.api.caller import caller_of
+from llmserve.api.caller import Caller, caller_of
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.tools import to_tools
 from llmserve.api.schemas.tokens import (
@@ -25,20 +29,38 @@ from llmserve.errors import InvalidRequestError
 T = TypeVar("T")
 
 
+class TextAnswer(Answer):
+    """One Struct as the whole body. A client that goes away takes its text out of the queue."""
+
+    async def _send(self, send: Send) -> None:
+        await send_body(send, msgspec.json.encode(await anext(self._events)))
+
+
 async def tokenize(request: Request) -> Response:
     wire = await _read(request, TokenizeRequest)
-    text, add_special = _text(wire)
-    async with caller_of(request).engine(wire.model) as engine:
+    return TextAnswer(_tokenized(caller_of(request), wire.model, *_text(wire)))
+
+
+async def _tokenized(
+    caller: Caller, model: str | None, text: str, add_special: bool
+) -> AsyncGenerator[TokenizeResponse, None]:
+    async with caller.engine(model) as engine:
         tokens = await engine.tokenize(text, add_special=add_special)
         max_len = engine.limits.context_length
-    return json_response(TokenizeResponse(tokens, len(tokens), max_len))
+    yield TokenizeResponse(tokens, len(tokens), max_len)
 
 
 async def detokenize(request: Request) -> Response:
     wire = await _read(request, DetokenizeRequest)
-    async with caller_of(request).engine(wire.model) as engine:
-        text = await engine.detokenize(wire.tokens)
-    return json_response(DetokenizeResponse(text, text))
+    return TextAnswer(_detokenized(caller_of(request), wire.model, wire.tokens))
+
+
+async def _detokenized(
+    caller: Caller, model: str | None, tokens: list[int]
+) -> AsyncGenerator[DetokenizeResponse, None]:
+    async with caller.engine(model) as engine:
+        text = await engine.detokenize(tokens)
+    yield DetokenizeResponse(text, text)
 
 
 async def tokenizer_info(request: Request) -> Response:
@@ -69,8 +91,15 @@ async def apply_template(request: Request) -> Response:
         reasoning_effort=wire.reasoning_effort,
         template_variables=wire.chat_template_kwargs or {},
     )
-    async with caller_of(request).engine(wire.model) as engine:
-        return json_response(TemplateResponse(await engine.render(conversation)))
+    return TextAnswer(_rendered(caller_of(request), wire.model, conversation))
+
+
+async def _rendered(
+    caller: Caller, model: str | None, conversation: core.Request
+) -> AsyncGenerator[TemplateResponse, None]:
+    async with caller.engine(model) as engine:
+        text = await engine.render(conversation)
+    yield TemplateResponse(text)
 
 
 def _text(wire: TokenizeRequest) -> tuple[str, bool]:

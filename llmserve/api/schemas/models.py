@@ -15,7 +15,7 @@ class AddressStatus(Struct):
 class ModelStatus(Struct, kw_only=True):
     name: str
     aliases: tuple[str, ...]
-    source: str
+    source: str | None  # null: only admins see it, `pid`, `memory`, `log`, `addresses`
     # cold | loading | ready | unloading | failed | quarantined; remote: ready | half-open | open
     state: str
     doing: str | None = None  # of a load: reading | downloading | waiting for memory | loading

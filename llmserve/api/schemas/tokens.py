@@ -8,14 +8,18 @@ from llmserve.api.schemas.fields import TokenId
 from llmserve.api.schemas.openai_chat import Messages, ReasoningEffort, TemplateVariables
 from llmserve.api.schemas.openai_tools import Tools
 
+# Seconds of a thread at most: what comes as one word, such as a million times the same letter,
+# takes longest, and nothing can stop native code.
+Text = Annotated[str, Meta(max_length=1 << 20)]
+
 
 class TokenizeRequest(Struct, forbid_unknown_fields=True):
     """`content` and `add_special` are llama-server's, `prompt` and `add_special_tokens` vLLM's."""
 
     model: str | None = None
-    content: str | None = None
+    content: Text | None = None
     add_special: bool | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     add_special_tokens: bool | None = None
 
 

@@ -22,6 +22,7 @@ WORDS = [
     "castle", "doctor", "engine", "father", "guitar", "honey", "insect", "jacket", "kitchen",
     "lemon", "monkey", "needle", "office",
 ]  # fmt: skip
+STAYS, TAKE_TURNS = "stays", ("red", "blue")  # models: one always loaded, one of two
 NUM_LISTS = 8
 NUM_CHATS = 24
 NUM_CALM = 6  # different requests of each sort whose answers are known from before

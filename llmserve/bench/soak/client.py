@@ -9,6 +9,8 @@ import msgspec
 from llmserve.bench.soak.asks import Ask, Leave
 from llmserve.bench.soak.replies import Reply, read_body, read_error, read_event
 
+# As an event of a stream: with several choices, one may have begun when another cannot.
+_TEMPORARY = ("engine_crashed", "model_loading")
 _MAX_PAUSE_S = 5.0  # before another try, whatever Retry-After says
 
 
@@ -25,8 +27,8 @@ async def answer(client: httpx2.AsyncClient, ask: Ask, *, deadline_s: float) -> 
     while True:
         reply = await attempt(client, ask, end_s)
         replies.append(reply)
-        crashed = reply.error == "engine_crashed"
-        if reply.has_left or not (crashed or reply.status in (429, 503)):
+        is_temporary = reply.status in (429, 503) or reply.error in _TEMPORARY
+        if reply.has_left or not is_temporary:
             return replies
         pause_s = min(_MAX_PAUSE_S, max(0.1, reply.retry_after_s or 0.0))
         if time.perf_counter() + pause_s > end_s:

@@ -12,7 +12,7 @@ import click
 import httpx2
 
 from llmserve.bench.soak import bad
-from llmserve.bench.soak.asks import Workload
+from llmserve.bench.soak.asks import STAYS, TAKE_TURNS, Workload
 from llmserve.bench.soak.client import answer, http_client
 from llmserve.bench.soak.faults import SIGNALS, strike
 from llmserve.bench.soak.judge import Judge
@@ -20,8 +20,7 @@ from llmserve.bench.soak.tally import Tally, Trouble
 from llmserve.bench.soak.watch import Watch
 from llmserve.bench.targets import Server
 
-STAYS, TAKE_TURNS = "stays", ("red", "blue")  # names of models in the server's config
-STALL_S = 15.0  # its `stall_timeout`: far more than a step takes on a busy machine
+STALL_S = 15.0  # `stall_timeout` of its models: far more than a step takes on a busy machine
 LAP_S = 60.0
 MIN_LAPS = 4
 _MAX_ACTIVE = 48  # requests at the same time; who comes then waits outside

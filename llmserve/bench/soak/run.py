@@ -11,7 +11,8 @@ import click
 import httpx2
 
 from llmserve.bench.figures import Figure
-from llmserve.bench.soak.drive import STALL_S, STAYS, TAKE_TURNS, Plan, Soak
+from llmserve.bench.soak.asks import STAYS, TAKE_TURNS
+from llmserve.bench.soak.drive import STALL_S, Plan, Soak
 from llmserve.bench.soak.judge import Judge
 from llmserve.bench.soak.reference import CONTEXT_LENGTH, Reference
 from llmserve.bench.soak.tally import Tally
@@ -40,6 +41,8 @@ def run(config: Path, plan: Plan) -> Result:
                 is_whole = False
             exit_code = server.end()
         tally.end(exit_code, num_left=len(soak.watch.left()), log_text=_text(log))
+    if not tally.readings:
+        raise SystemExit("bench: interrupted before the load began")
     click.echo("judging the answers", err=True)
     reference = Reference(path)
     try:
@@ -70,7 +73,8 @@ def _several_models(path: Path) -> Iterator[Path]:
 def _config_text(path: Path, budget: str) -> str:
     text = f'[server]\nmemory_budget = "{budget}"\npreload = false\n'
     common = f'path = "{path}"\ncontext_length = {CONTEXT_LENGTH}\nprefix_cache = "24MB"\n'
-    common += f'stall_timeout = "{STALL_S:g}s"\n'
+    # One thread each: two models with a team of threads each spin at each other's expense.
+    common += f'stall_timeout = "{STALL_S:g}s"\nthreads = 1\n'
     text += f'[models.{STAYS}]\n{common}pinned = true\npooling = "mean"\n'
     for name in TAKE_TURNS:
         text += f"[models.{name}]\n{common}max_queue = 200\n"

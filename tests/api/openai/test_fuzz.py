@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from tests.api.openai.helpers import CHAT, COMPLETIONS, DONE, allowed, call, named, tool
 from tests.api.test_fuzz import bounded, json_values, some_of, text
+from tests.budget import examples
 from tests.serving import FakeService, fake_service
+
+pytestmark = pytest.mark.fuzz
 
 shared: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["fake", "default", "nope", "../fake", ""]),
@@ -133,7 +136,7 @@ def check(client: httpx2.Client, path: str, body: bytes) -> None:
         assert 0 < len(error["message"]) < 5000
 
 
-@settings(bounded, max_examples=150)
+@settings(bounded, max_examples=examples(150))
 @given(messages, chats)
 @example([{"role": "user", "content": "x"}], {"seed": 2**63 - 1, "n": 2, "max_tokens": 1})
 @example([{"role": "user", "content": "x"}], {"top_p": 0, "max_tokens": 1, "temperature": 2})
@@ -142,7 +145,7 @@ def test_chats(client: httpx2.Client, messages: Any, fields: dict[str, Any]) -> 
     check(client, CHAT, msgspec.json.encode(body))
 
 
-@settings(bounded, max_examples=100)
+@settings(bounded, max_examples=examples(100))
 @given(tools, choices, st.booleans(), st.integers(1, 60))
 def test_tools(
     client: httpx2.Client, tools: Any, choice: Any, stream: bool, max_tokens: int
@@ -152,13 +155,13 @@ def test_tools(
     check(client, CHAT, msgspec.json.encode({"messages": user, **fields}))
 
 
-@settings(bounded, max_examples=150)
+@settings(bounded, max_examples=examples(150))
 @given(prompts, completions)
 def test_completions(client: httpx2.Client, prompt: Any, fields: dict[str, Any]) -> None:
     check(client, COMPLETIONS, msgspec.json.encode({"max_tokens": 6, "prompt": prompt, **fields}))
 
 
-@settings(bounded, max_examples=100)
+@settings(bounded, max_examples=examples(100))
 @given(
     st.sampled_from(["/tokenize", "/detokenize", "/apply-template", CHAT, COMPLETIONS]),
     some_of(
@@ -178,7 +181,7 @@ def test_the_text_routes_and_any_json(client: httpx2.Client, path: str, body: An
     check(client, path, msgspec.json.encode(body))
 
 
-@settings(bounded, max_examples=60)
+@settings(bounded, max_examples=examples(60))
 @given(st.sampled_from([CHAT, COMPLETIONS]), chats, st.data())
 def test_a_damaged_byte(
     client: httpx2.Client, path: str, body: dict[str, Any], data: st.DataObject

@@ -55,6 +55,11 @@ def test_any_object(service: FakeService) -> None:
     assert body["choices"][0]["text"].startswith("{")
 
 
+def test_as_many_choices_as_there_may_be(service: FakeService) -> None:
+    for words in ([f"{number:04}" for number in range(1024)], ["0"] * 1024):
+        assert text_of(service, COMPLETIONS, structured_outputs={"choice": words}) in words
+
+
 @pytest.mark.parametrize("word", ['"', "a\nb", "é", "start: x", "\\"])
 def test_a_choice_is_what_it_says(service: FakeService, word: str) -> None:
     assert text_of(service, COMPLETIONS, structured_outputs={"choice": [word]}) == word

@@ -1,5 +1,6 @@
 """POST /tokenize, /detokenize and /apply-template."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from llmserve.testing import TEMPLATE, FakeRuntime
 from tests.api.openai.helpers import USER, error_of, ok
-from tests.serving import FakeService, fake_service
+from tests.serving import TIMEOUT_S, FakeService, fake_service, raw_inference, wait_until
 
 BOS = 1
 
@@ -45,6 +46,42 @@ def test_tokenize(bos_service: FakeService, fields: dict[str, Any], has_bos: boo
 
 def test_an_empty_text_has_no_tokens(service: FakeService) -> None:
     assert ok(service.post({"content": ""}, "/tokenize"))["tokens"] == []
+
+
+@pytest.mark.parametrize("field", ["content", "prompt"])
+def test_a_text_has_an_end(service: FakeService, field: str) -> None:
+    """8 MB of one letter would keep a thread in native code for ten seconds and more."""
+    error = error_of(service.post({field: "a" * ((1 << 20) + 1)}, "/tokenize"), 400)
+    assert error["param"] == field
+    assert "at most 1048576 characters" in error["message"]
+
+
+def test_who_left_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizing, may_tokenize = threading.Event(), threading.Event()
+    texts: list[str] = []
+
+    class Slow(FakeRuntime):
+        def tokenize(
+            self, text: str, *, add_special: bool, parse_special: bool = True
+        ) -> list[int]:
+            if len(text) == 3:
+                texts.append(text)
+                tokenizing.set()
+                assert may_tokenize.wait(TIMEOUT_S)
+            return super().tokenize(text, add_special=add_special)
+
+    monkeypatch.setattr("tests.serving.FakeRuntime", Slow)
+    with fake_service() as service:
+        asked = [service.connect(raw_inference({"content": "001"}, "/tokenize"))]
+        assert tokenizing.wait(TIMEOUT_S)
+        asked += [service.connect(raw_inference({"content": "002"}, "/tokenize"))]
+        wait_until(lambda: service.gateway.num_active == 2)
+        for connection in asked:
+            connection.close()
+        wait_until(lambda: service.gateway.num_active == 0)
+        may_tokenize.set()
+        assert ok(service.post({"content": "003"}, "/tokenize"))["tokens"] == list(b"003")
+    assert texts == ["001", "003"]
 
 
 def test_detokenize_is_the_inverse(service: FakeService) -> None:

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from openai.types.responses import Response
 
 from tests.api.test_fuzz import bounded, mostly, some_of, text
+from tests.budget import examples
 from tests.serving import fake_service
+
+pytestmark = pytest.mark.fuzz
 
 PATH = "/v1/responses"
 ids = st.sampled_from(["a", "b"])
@@ -106,14 +109,14 @@ def check(client: httpx2.Client, body: bytes) -> None:
         assert 0 < len(error["message"]) < 5000
 
 
-@settings(bounded, max_examples=150)
+@settings(bounded, max_examples=examples(150))
 @given(mostly(text | items), fields)
 def test_items_and_fields(client: httpx2.Client, given_input: Any, more: dict[str, Any]) -> None:
     body = {"max_output_tokens": 6, "input": given_input, **more}
     check(client, msgspec.json.encode(body))
 
 
-@settings(bounded, max_examples=60)
+@settings(bounded, max_examples=examples(60))
 @given(items, fields, st.data())
 def test_a_damaged_byte(
     client: httpx2.Client, given_input: Any, more: dict[str, Any], data: st.DataObject
