@@ -192,7 +192,7 @@ def test_run_shows_thoughts_beside_the_answer(
 
         async def close(self) -> None: ...
 
-    monkeypatch.setattr("llmserve.gateway.build_gateway", lambda *args, **keys: Thinker())
+    monkeypatch.setattr("llmserve.assembly.build_gateway", lambda *args, **keys: Thinker())
     monkeypatch.chdir(place)
     cli(["run", "smollm2", "Name a colour."], standalone_mode=False)
     assert capsys.readouterr() == ("Blue\n", "Hm.\n\n")

@@ -104,7 +104,7 @@ def serve(
       LLMSERVE_API_KEYS=... llmserve serve --host 0.0.0.0 --port 9000
     """
     # Here, not above: `llmserve --help` need not import a web server.
-    from llmserve.gateway import build_gateway
+    from llmserve.assembly import build_gateway
     from llmserve.telemetry.logs import set_up
     from llmserve.telemetry.otlp import start_export
 
@@ -209,7 +209,7 @@ def run(
 
 
 async def _print_answer(config: Config, request: Request) -> None:
-    from llmserve.gateway import build_gateway
+    from llmserve.assembly import build_gateway
 
     gateway = build_gateway(config, os.environ, first=config.names.get(request.model or ""))
     is_thinking = False
