@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -15,7 +16,10 @@ from tests.serving import FakeService, fake_service
 # work and measure no speed, so their threads soon sleep instead. Read when libgomp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# For the same reason no example of a property test is too slow.
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# As with the threads, no example of a property test is too slow.
 hypothesis.settings.register_profile("llmserve", deadline=None)
 hypothesis.settings.load_profile("llmserve")
 

@@ -1,6 +1,5 @@
 """`llmserve pull` as people run it: a process of its own, with the environment that it reads."""
 
-import contextlib
 import os
 import pty
 import re
@@ -148,7 +147,8 @@ class TestDownload:
         process = llmserve.start("pull", "qwen")
         assert process.stderr
         assert any(" 60 %" in line for line in process.stderr)  # so much is on disk now
-        err = _interrupt(process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "the same command goes on from here" in err
 
@@ -346,15 +346,6 @@ def test_lines_say_each_tenth_once(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == "x.gguf: 1.0 kB, going on at 500 B"
     assert [line.split()[1] for line in shown[1:]] == ["60", "70", "80", "90", "100"]
-
-
-def _interrupt(process: "subprocess.Popen[str]") -> str:
-    """As with Ctrl-C; what it says to that. Python loses one that comes within a `__del__`."""
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=10)[1]
-    raise AssertionError("it does not end")
 
 
 def _read_all(descriptor: int) -> str:
