@@ -64,7 +64,7 @@ class Reference:
         """
         answer = self._runtime.tokenize(text, add_special=False, parse_special=False)
         verdict = self._score(prompt, answer, ended=ended)
-        if verdict.worst < np.inf and verdict.worst <= _NEAR:
+        if verdict.worst <= _NEAR and verdict.mean <= _MEAN_NEAR:
             return verdict
         return self._follow(prompt, text.encode(), ended=ended)
 
@@ -131,7 +131,9 @@ class Reference:
         return np.concatenate(parts)
 
 
-_NEAR = 2.0  # nats; beyond it the text may have been cut into other tokens
+# Nats; beyond them the text may have come in other tokens than the tokenizer makes of it.
+_NEAR = 2.0
+_MEAN_NEAR = 0.25
 
 
 def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
