@@ -79,6 +79,10 @@ def as_llmserve_error(error: BaseException) -> LlmserveError:
     return LlmserveError("internal error; see the server's log")
 
 
+def shutting_down(what: str = "the server") -> "ShuttingDownError":
+    return ShuttingDownError(f"{what} is shutting down", retry_after_s=5)
+
+
 class InvalidRequestError(LlmserveError):
     status = 400
     type = "invalid_request_error"

@@ -31,9 +31,9 @@ from llmserve.errors import (
     ProviderModelError,
     QueueFullError,
     RequestLostError,
-    ShuttingDownError,
     TooLargeError,
     UnavailableError,
+    shutting_down,
 )
 from llmserve.isolation.retries import Retries
 from llmserve.metrics import Metrics
@@ -309,7 +309,7 @@ class Gateway:
 
     def _check_draining(self) -> None:
         if self._is_draining:
-            raise ShuttingDownError("the server is shutting down", retry_after_s=5)
+            raise shutting_down()
 
 
 def _load_anew(old: Config, keyring: Keyring) -> tuple[Config, dict[str, Key]]:

@@ -27,7 +27,7 @@ from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.compiling import Compiling
 from llmserve.engine.disk import DiskOptions
 from llmserve.engine.encoder import Encoder
-from llmserve.engine.facade import Crash, shutting_down
+from llmserve.engine.facade import Crash
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -47,6 +47,7 @@ from llmserve.errors import (
     EngineError,
     InvalidRequestError,
     LlmserveError,
+    shutting_down,
 )
 
 
@@ -210,7 +211,7 @@ class Engine:
             raise EngineError(event.message)
         assert isinstance(event, Embedded)
         if event.data is None:
-            raise shutting_down(self.name)
+            raise shutting_down(f"model {self.name!r}")
         return event.data
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
@@ -250,7 +251,7 @@ class Engine:
         if self._fault is not None:
             raise EngineError(self._fault)
         if self._closing is not None:
-            raise shutting_down(self.name)
+            raise shutting_down(f"model {self.name!r}")
 
     @contextlib.contextmanager
     def _queued(self, submit: Submit, on_entry: Callable[[], None] | None) -> Iterator[None]:

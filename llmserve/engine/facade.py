@@ -10,7 +10,6 @@ from msgspec import Struct
 
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request
 from llmserve.engine.runtime import ModelInfo, RuntimeLimits
-from llmserve.errors import ShuttingDownError
 
 
 class Crash(Struct, frozen=True):
@@ -56,7 +55,3 @@ class Facade(Protocol):
     async def render(self, request: Request) -> str: ...
 
     async def close(self) -> None: ...
-
-
-def shutting_down(name: str) -> ShuttingDownError:
-    return ShuttingDownError(f"model {name!r} is shutting down", retry_after_s=5)

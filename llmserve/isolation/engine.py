@@ -23,13 +23,14 @@ from llmserve.core import (
     Request,
     Started,
 )
-from llmserve.engine.facade import Crash, shutting_down
+from llmserve.engine.facade import Crash
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import ModelInfo, RuntimeLimits
 from llmserve.errors import (
     InvalidRequestError,
     LlmserveError,
     RequestLostError,
+    shutting_down,
 )
 from llmserve.isolation.channel import ChannelError
 from llmserve.isolation.messages import (
@@ -168,7 +169,7 @@ class ProcessEngine:
     def _ask(self, question: Question) -> Iterator[_Asked]:
         """Leaving before the last word cancels the request."""
         if self._closing:
-            raise shutting_down(self.name)
+            raise shutting_down(f"model {self.name!r}")
         if self._process.ended.done():
             raise self._lost()
         try:
@@ -273,7 +274,7 @@ class ProcessEngine:
 
     def _error(self, asked: _Asked, end: End) -> LlmserveError:
         if self._closing:
-            return shutting_down(self.name)
+            return shutting_down(f"model {self.name!r}")
         # Of embeddings nobody tells when they begin. To repeat them does no harm.
         if asked.is_running or not isinstance(asked.question, Generate | Embed):
             return crashed(self.name, end)

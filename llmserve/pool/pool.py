@@ -20,14 +20,19 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from llmserve.engine.facade import Crash, Facade
-from llmserve.errors import EngineCrashedError, LlmserveError, ModelBusyError, RequestLostError
+from llmserve.errors import (
+    EngineCrashedError,
+    LlmserveError,
+    ModelBusyError,
+    RequestLostError,
+    shutting_down,
+)
 from llmserve.pool.model import Model, State
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import FIRST_LINE_S, Progress, told
 from llmserve.pool.refusals import (
     as_unavailable,
     quarantined,
-    shutting_down,
     still_loading,
 )
 from llmserve.pool.room import AbandonedError, Room

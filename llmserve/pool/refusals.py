@@ -10,16 +10,11 @@ from llmserve.errors import (
     ModelLoadingError,
     ModelQuarantinedError,
     ModelUnavailableError,
-    ShuttingDownError,
     as_llmserve_error,
 )
 from llmserve.pool.model import Model, State
 
 log = logging.getLogger(__name__)
-
-
-def shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the server is shutting down", retry_after_s=5)
 
 
 def still_loading(model: Model, now_s: float) -> ModelLoadingError:

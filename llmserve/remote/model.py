@@ -33,7 +33,7 @@ from llmserve.errors import (
     ProviderAuthError,
     ProviderTimeoutError,
     QueueFullError,
-    ShuttingDownError,
+    shutting_down,
 )
 from llmserve.registry.config import ModelSpec
 from llmserve.registry.provider import Provider
@@ -219,7 +219,7 @@ class RemoteModel:
     async def _deadline(self) -> AsyncIterator[asyncio.Timeout]:
         """Until the first part. Raises `ProviderTimeoutError`, or `ShuttingDownError`."""
         if self._is_closed:
-            raise _shutting_down()
+            raise shutting_down()
         timeout_s = self.provider.timeout
         deadline: asyncio.Timeout | None = None
         try:
@@ -228,7 +228,7 @@ class RemoteModel:
                 yield deadline
         except TimeoutError as error:
             if self._is_closed:
-                raise _shutting_down() from error
+                raise shutting_down() from error
             raise ProviderTimeoutError(
                 f"model {self.spec.name!r}: no answer began within {timeout_s:g} s"
             ) from error
@@ -330,7 +330,3 @@ def _make_protocol(provider: Provider, remote_model: str) -> ProviderProtocol:
     if provider.protocol == "anthropic":
         return AnthropicProtocol(remote_model)
     return OpenAIProtocol(provider, remote_model)
-
-
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the server is shutting down", retry_after_s=5)
