@@ -50,6 +50,13 @@ async def use(pool: Pool, spec: ModelSpec = SPEC) -> None:
         pass
 
 
+async def die_three_times(pool: Pool, loader: FakeLoader, spec: ModelSpec = SPEC) -> None:
+    for engine in range(3):
+        await use(pool, spec)
+        crash(loader.engines[engine])
+        await settle()
+
+
 async def refusal(pool: Pool, spec: ModelSpec = SPEC) -> LlmserveError:
     with pytest.raises(LlmserveError) as error:
         await use(pool, spec)
@@ -92,10 +99,7 @@ async def test_a_model_that_dies_in_use_or_pinned_comes_back_by_itself(is_pinned
 async def test_a_process_that_dies_again_and_again_is_quarantined() -> None:
     loader = FakeLoader({"a": 1})
     pool = make_pool(loader, 9)
-    for engine in range(3):
-        await use(pool)
-        crash(loader.engines[engine])
-        await settle()
+    await die_three_times(pool, loader)
     error = await refusal(pool)
     assert isinstance(error, ModelQuarantinedError)
     assert error.status == 503
@@ -160,10 +164,7 @@ async def test_a_changed_file_ends_the_quarantine(tmp_path: Path) -> None:
     spec = ModelSpec(name="a", path=path)
     loader = FakeLoader({"a": 1})
     pool = make_pool(loader, 9)
-    for engine in range(3):
-        await use(pool, spec)
-        crash(loader.engines[engine])
-        await settle()
+    await die_three_times(pool, loader, spec)
     assert (await refusal(pool, spec)).code == "model_quarantined"
     path.write_bytes(b"better")
     await use(pool, spec)
@@ -172,10 +173,7 @@ async def test_a_changed_file_ends_the_quarantine(tmp_path: Path) -> None:
 async def test_a_quarantined_model_that_leaves_the_config_is_forgotten() -> None:
     loader = FakeLoader({"a": 1})
     pool = make_pool(loader, 9)
-    for engine in range(3):
-        await use(pool)
-        crash(loader.engines[engine])
-        await settle()
+    await die_three_times(pool, loader)
     pool.retain([])
     assert pool.look(SPEC).state is State.COLD
     pool.check_integrity()
