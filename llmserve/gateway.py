@@ -188,19 +188,13 @@ class Gateway:
         # What a stand-in cannot do is no fault of the request: the first error is told.
         return isinstance(error, (*_REPLACEABLE, InvalidRequestError, TooLargeError))
 
-    async def _backend(
+    def _backend(
         self, spec: ModelSpec, request: Request, trace_headers: Mapping[str, str]
     ) -> EventStream:
         """The events of this very model."""
         if spec.remote:
-            stream = self.remotes.model(spec).generate(request, trace_headers)
-            async with contextlib.aclosing(stream) as events:
-                async for event in events:
-                    yield event
-            return
-        async with contextlib.aclosing(self._local(spec, request)) as events:
-            async for event in events:
-                yield event
+            return self.remotes.model(spec).generate(request, trace_headers)
+        return self._local(spec, request)
 
     async def _local(self, spec: ModelSpec, request: Request) -> EventStream:
         """As `_backend`. What waited in a process that died waits again in the next one."""
