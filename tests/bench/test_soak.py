@@ -16,8 +16,8 @@ from llmserve.bench.soak.asks import STAYS, TAKE_TURNS, Ask, Leave, Workload
 from llmserve.bench.soak.client import answer, http_client
 from llmserve.bench.soak.drive import Plan
 from llmserve.bench.soak.faults import Fault
-from llmserve.bench.soak.judge import MEAN_TOLERANCE, TOLERANCE, Judge
-from llmserve.bench.soak.reference import Reference
+from llmserve.bench.soak.judge import Judge
+from llmserve.bench.soak.reference import MEAN_TOLERANCE, TOLERANCE, Reference
 from llmserve.bench.soak.replies import Choice, Reply, read_event
 from llmserve.bench.soak.tally import Tally
 from llmserve.bench.soak.watch import slope
@@ -212,6 +212,13 @@ def test_a_text_may_be_cut_into_other_tokens(reference: Reference) -> None:
     for size in range(1, len(text), 5):
         assert reference.judge(tokens, text[:size], ended=False).worst <= TOLERANCE
     assert math.isinf(reference.judge(tokens, text[:-2] + "#~", ended=False).worst)
+
+
+def test_a_text_is_judged_by_the_tokens_that_the_model_wrote(reference: Reference) -> None:
+    """It wrote jewel and ry, of which the tokenizer makes one token, 1.9 nats from the best."""
+    prompt = Workload(1, MODELS).ask(102).prompts[0]
+    text = " jeweler jeweler" + " jewelry mirror" * 4
+    assert reference.judge(reference.encode(prompt), text, ended=False).worst < 0.5
 
 
 def test_prompt_logprobs_are_the_models(reference: Reference) -> None:

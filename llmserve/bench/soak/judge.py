@@ -12,14 +12,9 @@ from msgspec import Struct
 
 from llmserve import core
 from llmserve.bench.soak.asks import Ask
-from llmserve.bench.soak.reference import Reference
+from llmserve.bench.soak.reference import MEAN_TOLERANCE, TOLERANCE, Reference
 from llmserve.bench.soak.replies import Choice, Reply
 
-# Nats that a greedy token may be below the reference's best: a logit moves by up to 1.3 where a
-# prefix was computed by other kernels (README, Limits), and two of them make a gap.
-TOLERANCE = 2.0
-# … and on average over an answer: one close call is chance, many are none.
-MEAN_TOLERANCE = 0.25
 _COSINE = 0.999  # of two vectors of the same text
 _UNDECIDED = "\ufffd"  # half of a character, where max_tokens cut it
 
@@ -138,11 +133,11 @@ class Judge:
         if said.stop and verdict.worst > TOLERANCE:  # or it ended by itself just before
             verdict = min(verdict, reference.judge(tokens, said.text, ended=True))
         self.num_judged["different greedy"] += 1
-        if verdict.worst > TOLERANCE or verdict.mean > MEAN_TOLERANCE:
+        if verdict.is_right:
+            self.worst_gap = max(self.worst_gap, verdict.worst)
+        else:
             reason = f"gaps of {verdict.worst:.2f} at most, {verdict.mean:.2f} on average"
             self.wrong.append(Wrong(ask, reason, said.text))
-        else:
-            self.worst_gap = max(self.worst_gap, verdict.worst)
 
 
 def _said(ask: Ask, prompt: core.Request, choice: Choice) -> _Text:
