@@ -34,7 +34,7 @@ from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_confi
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.tracing import Tracing
-from llmserve.testing import FakeRuntime, ScriptedRuntime
+from tests.fakes import FakeRuntime, ScriptedRuntime
 
 T = TypeVar("T")
 

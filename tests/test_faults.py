@@ -10,9 +10,9 @@ import httpx2
 import psutil
 import pytest
 
-from llmserve.bench import faults
-from llmserve.bench.soak.faults import SIGNALS
-from llmserve.bench.soak.watch import Watch, runs
+from tests.bench import faults
+from tests.bench.soak.faults import SIGNALS
+from tests.bench.soak.watch import Watch, runs
 from tests.serving import ServerProcess, server_process, sse_events, wait_until
 from tests.smollm2 import MODEL
 

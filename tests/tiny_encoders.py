@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.bench.encoder import CLS, SEP, add_settings, add_wordpiece, write_bert
+from tests.bench.encoder import CLS, SEP, add_settings, add_wordpiece, write_bert
 from tests.tiny_models import TinyModel, WeightType
 
 __all__ = ["CLS", "SEP", "NumpyBert", "write_bert", "write_nomic_bert", "write_t5_encoder"]

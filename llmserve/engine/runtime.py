@@ -1,8 +1,8 @@
 """What the engine needs from an inference library, and nothing more.
 
-`engine/llama` implements it on llama.cpp, `testing.FakeRuntime` in memory. Threads: `tokenize`,
-`detokenize`, `find_marker`, `grammar_tokenizer` and `abort` may be called from any thread,
-everything else by the worker's thread only.
+`engine/llama` implements it on llama.cpp, `FakeRuntime` of the tests in memory. Threads:
+`tokenize`, `detokenize`, `find_marker`, `grammar_tokenizer` and `abort` may be called from any
+thread, everything else by the worker's thread only.
 """
 
 from collections.abc import Sequence

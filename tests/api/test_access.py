@@ -19,7 +19,7 @@ from llmserve.api.access import Level, level_of, shown_key
 from llmserve.api.app import ROUTES
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import ModelUnavailableError
-from llmserve.testing import reference_greedy
+from tests.fakes import reference_greedy
 from tests.serving import (
     FakeService,
     fake_service,

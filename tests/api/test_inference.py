@@ -15,7 +15,7 @@ import pytest
 from llmserve.api.inference import StreamEncoder
 from llmserve.core import Delta, Mode
 from llmserve.errors import EngineError, ModelFileError
-from llmserve.testing import EOS, reference_greedy
+from tests.fakes import EOS, reference_greedy
 from tests.serving import (
     FakeService,
     fake_service,

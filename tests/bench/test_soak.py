@@ -11,16 +11,16 @@ import jsonschema
 import pytest
 
 from llmserve import core
-from llmserve.bench.soak import bad
-from llmserve.bench.soak.asks import STAYS, TAKE_TURNS, Ask, Leave, Workload
-from llmserve.bench.soak.client import answer, http_client
-from llmserve.bench.soak.drive import Plan
-from llmserve.bench.soak.faults import Fault
-from llmserve.bench.soak.judge import Judge
-from llmserve.bench.soak.reference import MEAN_TOLERANCE, TOLERANCE, Reference
-from llmserve.bench.soak.replies import Choice, Reply, read_event
-from llmserve.bench.soak.tally import Tally
-from llmserve.bench.soak.watch import slope
+from tests.bench.soak import bad
+from tests.bench.soak.asks import STAYS, TAKE_TURNS, Ask, Leave, Workload
+from tests.bench.soak.client import answer, http_client
+from tests.bench.soak.drive import Plan
+from tests.bench.soak.faults import Fault
+from tests.bench.soak.judge import Judge
+from tests.bench.soak.reference import MEAN_TOLERANCE, TOLERANCE, Reference
+from tests.bench.soak.replies import Choice, Reply, read_event
+from tests.bench.soak.tally import Tally
+from tests.bench.soak.watch import slope
 from tests.serving import FakeService
 from tests.smollm2 import MODEL
 

@@ -17,9 +17,9 @@ from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Tool, ToolCall, ToolUse
 from llmserve.engine.prompt import load_style
 from llmserve.errors import InvalidRequestError
-from llmserve.testing import FakeRuntime
 from tests.chat import templates
 from tests.chat.bombs import BOMBS
+from tests.fakes import FakeRuntime
 
 USER = Message("user", "Hello")
 

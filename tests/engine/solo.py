@@ -7,7 +7,7 @@ from llmserve.core import FinishReason, SamplingParams
 from llmserve.engine.output import TextStream
 from llmserve.engine.runtime import Chunk
 from llmserve.engine.sampling import Sampler
-from llmserve.testing import EOS, FakeRuntime
+from tests.fakes import EOS, FakeRuntime
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -29,9 +29,9 @@ from llmserve.engine.answering import Answering
 from llmserve.engine.engine import Engine
 from llmserve.engine.prompt import load_style
 from llmserve.errors import InvalidRequestError
-from llmserve.testing import FakeRuntime, ScriptedRuntime
 from tests.chat import templates
 from tests.chat.formats.understood import Understood, understand
+from tests.fakes import FakeRuntime, ScriptedRuntime
 
 WEATHER_SCHEMA: dict[str, Any] = {
     "type": "object",

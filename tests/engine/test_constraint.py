@@ -30,8 +30,8 @@ from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
 from llmserve.engine.grammar import field_of
 from llmserve.errors import EngineError, InvalidRequestError
-from llmserve.testing import EOS, FakeRuntime
 from tests.engine.schemas import Schema, is_valid, schemas
+from tests.fakes import EOS, FakeRuntime
 
 DATE = Constraint("regex", r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 HOT = SamplingParams(temperature=1)

@@ -15,9 +15,9 @@ from llmserve.engine import disk as disk_module
 from llmserve.engine.disk import DiskOptions, DiskStore, Piece, StateFile, fingerprint
 from llmserve.engine.messages import Fetched
 from llmserve.engine.worker import Worker
-from llmserve.testing import FakeRuntime
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import Bench
+from tests.fakes import FakeRuntime
 
 LONG = SamplingParams(temperature=0, ignore_eos=True)
 PREFIX = [n % 251 for n in range(300)]

@@ -16,7 +16,7 @@ from llmserve.engine.embedder import BUSY_TOKENS, Embedder, Input, Job, plan_bat
 from llmserve.engine.messages import Embed, Embedded, Failed, StepReport
 from llmserve.engine.runtime import AbortedError, EmbeddingLimits, InputChunk
 from llmserve.errors import EngineError
-from llmserve.testing import FakeRuntime, fake_vector
+from tests.fakes import FakeRuntime, fake_vector
 
 DIM = 8
 WHOLE = EmbeddingLimits(DIM, max_len=64, max_batch=32, max_inputs=4, num_cells=None)

@@ -25,7 +25,6 @@ from llmserve.errors import (
     ShuttingDownError,
     TooLargeError,
 )
-from llmserve.testing import EOS, FakeRuntime, fake_vector
 from tests.engine.test_engine import (
     Gate,
     answer,
@@ -35,6 +34,7 @@ from tests.engine.test_engine import (
     settle,
     until_decoding,
 )
+from tests.fakes import EOS, FakeRuntime, fake_vector
 
 DIM = 8
 LIMITS = EmbeddingLimits(DIM, max_len=64, max_batch=32, max_inputs=4, num_cells=64)

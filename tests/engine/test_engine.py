@@ -39,8 +39,8 @@ from llmserve.errors import (
     ShuttingDownError,
     TooLargeError,
 )
-from llmserve.testing import EOS, FakeRuntime, reference_greedy
 from tests.engine.solo import GREEDY, Answer, answer_alone
+from tests.fakes import EOS, FakeRuntime, reference_greedy
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 POLICY = Policy()

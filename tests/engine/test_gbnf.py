@@ -19,7 +19,7 @@ from llmserve.engine.gbnf import (
     syntax_of,
     to_lark,
 )
-from llmserve.testing import EOS, FakeRuntime
+from tests.fakes import EOS, FakeRuntime
 
 ALPHABET = "ab\né"
 TEXTS = ["".join(letters) for n in range(4) for letters in product(ALPHABET, repeat=n)]

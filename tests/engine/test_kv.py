@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from llmserve.core import Finished, SamplingParams, Usage
 from llmserve.engine.kv import MIN_PREFIX
-from llmserve.testing import FakeRuntime
 from tests.engine.solo import GREEDY, answer_alone, tokens_alone
 from tests.engine.test_worker import Bench, end_worker
+from tests.fakes import FakeRuntime
 
 LONG = SamplingParams(temperature=0, ignore_eos=True)
 PREFIX = [n % 251 for n in range(1000)]

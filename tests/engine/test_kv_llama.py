@@ -20,8 +20,8 @@ from llmserve.engine.pinning import Pin
 from llmserve.engine.runtime import Chunk, OutOfCellsError
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
-from llmserve.testing import FakeRuntime
 from tests.engine.test_worker import Bench
+from tests.fakes import FakeRuntime
 from tests.smollm2 import MODEL
 from tests.tiny_models import write_gemma3, write_lfm2, write_llama, write_mamba
 

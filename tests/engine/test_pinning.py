@@ -21,9 +21,9 @@ from llmserve.engine.pinning import Pin, make_pins
 from llmserve.engine.runtime import OutOfCellsError
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker import Worker
-from llmserve.testing import TEMPLATE, FakeRuntime
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import Bench
+from tests.fakes import TEMPLATE, FakeRuntime
 from tests.serving import wait_until
 
 LONG = SamplingParams(temperature=0, ignore_eos=True)

@@ -12,7 +12,7 @@ from llmserve.core import Message, Mode, Request
 from llmserve.engine import prompt
 from llmserve.engine.runtime import InfillTokens, ModelInfo
 from llmserve.errors import InvalidRequestError, LlmserveError, TooLargeError
-from llmserve.testing import TEMPLATE, FakeRuntime
+from tests.fakes import TEMPLATE, FakeRuntime
 
 MESSAGES = (Message("system", "S"), Message("user", "U"))
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from llmserve.core import Finished, FinishReason, SamplingParams
 from llmserve.engine.messages import Failed
 from llmserve.engine.runtime import Chunk, Logits
-from llmserve.testing import EOS, FakeRuntime
 from tests.engine.solo import GREEDY, answer_alone
 from tests.engine.test_worker import Bench, expected_logprobs
+from tests.fakes import EOS, FakeRuntime
 
 prompts = st.lists(st.integers(0, EOS), min_size=1, max_size=40)
 

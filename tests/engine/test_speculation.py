@@ -21,8 +21,8 @@ from llmserve.engine.runtime import Logits
 from llmserve.engine.sampling import Sampler
 from llmserve.engine.scheduler import Work
 from llmserve.engine.sequence import Sequence
-from llmserve.testing import EOS, FakeRuntime
 from tests.engine.solo import GREEDY
+from tests.fakes import EOS, FakeRuntime
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 PERIOD = 12

@@ -33,8 +33,8 @@ from llmserve.engine.scheduler import Entries, Limits, Outlook, plan_entries
 from llmserve.engine.sequence import Sequence as EngineSequence
 from llmserve.engine.worker import Worker
 from llmserve.errors import EngineError
-from llmserve.testing import FakeRuntime, reference_greedy
 from tests.engine.solo import GREEDY, Answer, answer_alone
+from tests.fakes import FakeRuntime, reference_greedy
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 

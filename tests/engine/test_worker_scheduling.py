@@ -9,9 +9,9 @@ from llmserve.core import Finished
 from llmserve.engine.costs import Costs
 from llmserve.engine.messages import Failed
 from llmserve.engine.runtime import Chunk, Logits
-from llmserve.testing import FakeRuntime
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import ENDLESS, Bench
+from tests.fakes import FakeRuntime
 
 # -- the queue -----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import msgspec
 from llmserve.engine.order import Machine, Order
 from llmserve.engine.runtime import Chunk, EmbeddingLimits, Logits, Runtime
 from llmserve.errors import ModelFileError
-from llmserve.testing import FakeRuntime
+from tests.fakes import FakeRuntime
 
 NAME = __name__
 

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from llmserve.core import EventStream, Request
-from llmserve.testing import EOS, reference_greedy
+from tests.fakes import EOS, reference_greedy
 from tests.serving import FakeService, sse_events
 
 CHAT = "/v1/chat/completions"

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from llmserve.api.openai.embeddings import render
 from llmserve.core import Embeddings
 from llmserve.engine.runtime import EmbeddingLimits
-from llmserve.testing import fake_vector
 from tests.api.openai.helpers import CHAT, USER, error_of, ok
 from tests.api.openai.test_fuzz import check, prompts
 from tests.api.test_fuzz import bounded, json_values, some_of, text
+from tests.fakes import fake_vector
 from tests.serving import FakeService, fake_service, raw_request, wait_until
 
 EMBEDDINGS = "/v1/embeddings"

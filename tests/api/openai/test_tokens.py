@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmserve.testing import TEMPLATE, FakeRuntime
 from tests.api.openai.helpers import USER, error_of, ok
+from tests.fakes import TEMPLATE, FakeRuntime
 from tests.serving import TIMEOUT_S, FakeService, fake_service, raw_inference, wait_until
 
 BOS = 1

@@ -19,9 +19,9 @@ from llmserve.chat.formats.writing import write_calls
 from llmserve.core import Tool, ToolCall, ToolUse
 from llmserve.engine.grammar import SCHEMA_OPTIONS
 from llmserve.errors import InvalidRequestError
-from llmserve.testing import EOS, FakeRuntime
 from tests.api.test_fuzz import json_values
 from tests.chat.formats.understood import run, understand
+from tests.fakes import EOS, FakeRuntime
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

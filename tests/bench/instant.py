@@ -1,4 +1,4 @@
-"""A provider that answers at once: `python -m llmserve.bench.instant` prints its port.
+"""A provider that answers at once: `python -m tests.bench.instant` prints its port.
 
 Every request gets as many words as its `max_tokens` says, as one JSON or as a stream of events.
 Bytes are made beforehand: what is measured is who stands before it.

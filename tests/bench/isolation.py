@@ -5,12 +5,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmserve.bench.figures import Figure
-from llmserve.bench.targets import Native, Server, temporary_config
-from llmserve.bench.throughput import NUM_STREAMS, Rounds
-from llmserve.bench.workload import prompts
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.figures import Figure
+from tests.bench.targets import Native, Server, temporary_config
+from tests.bench.throughput import NUM_STREAMS, Rounds
+from tests.bench.workload import prompts
 
 _MODES = ("process", "thread")
 

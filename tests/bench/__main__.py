@@ -6,24 +6,24 @@ from pathlib import Path
 
 import click
 
-from llmserve.bench import connections as connections_bench
-from llmserve.bench import constrained as constrained_bench
-from llmserve.bench import dialects as dialects_bench
-from llmserve.bench import embeddings as embeddings_bench
-from llmserve.bench import faults as faults_bench
-from llmserve.bench import isolation as isolation_bench
-from llmserve.bench import pool as pool_bench
-from llmserve.bench import prefix as prefix_bench
-from llmserve.bench import remote as remote_bench
-from llmserve.bench import scheduling as scheduling_bench
-from llmserve.bench import speculation as speculation_bench
-from llmserve.bench import sweep as sweep_bench
-from llmserve.bench import throughput
-from llmserve.bench.figures import Figure, render
-from llmserve.bench.load import Target
-from llmserve.bench.soak import drive as soak_drive
-from llmserve.bench.soak import run as soak_run
-from llmserve.bench.targets import OpenAIPeer, Server
+from tests.bench import connections as connections_bench
+from tests.bench import constrained as constrained_bench
+from tests.bench import dialects as dialects_bench
+from tests.bench import embeddings as embeddings_bench
+from tests.bench import faults as faults_bench
+from tests.bench import isolation as isolation_bench
+from tests.bench import pool as pool_bench
+from tests.bench import prefix as prefix_bench
+from tests.bench import remote as remote_bench
+from tests.bench import scheduling as scheduling_bench
+from tests.bench import speculation as speculation_bench
+from tests.bench import sweep as sweep_bench
+from tests.bench import throughput
+from tests.bench.figures import Figure, render
+from tests.bench.load import Target
+from tests.bench.soak import drive as soak_drive
+from tests.bench.soak import run as soak_run
+from tests.bench.targets import OpenAIPeer, Server
 
 _INTERRUPTED = 130  # as a shell has it
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")

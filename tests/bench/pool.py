@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import httpx2
 
-from llmserve.bench.bare import timed_load
-from llmserve.bench.figures import Figure
-from llmserve.bench.targets import Server, temporary_config
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.bare import timed_load
+from tests.bench.figures import Figure
+from tests.bench.targets import Server, temporary_config
 
 _SHORT = {"prompt": "Say hello.", "parameters": {"max_tokens": 1, "temperature": 0}}
 

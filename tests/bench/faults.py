@@ -16,16 +16,16 @@ from typing import Any
 import httpx2
 from msgspec import Struct
 
-from llmserve.bench.figures import Figure
-from llmserve.bench.soak.asks import Ask
-from llmserve.bench.soak.client import attempt, http_client
-from llmserve.bench.soak.faults import SIGNALS
-from llmserve.bench.soak.replies import Reply
-from llmserve.bench.soak.tally import CRASHED
-from llmserve.bench.soak.watch import Reading, Watch, slots
-from llmserve.bench.targets import Server, temporary_config
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.figures import Figure
+from tests.bench.soak.asks import Ask
+from tests.bench.soak.client import attempt, http_client
+from tests.bench.soak.faults import SIGNALS
+from tests.bench.soak.replies import Reply
+from tests.bench.soak.tally import CRASHED
+from tests.bench.soak.watch import Reading, Watch, slots
+from tests.bench.targets import Server, temporary_config
 
 MODEL = "one"
 NUM_STREAMS = 16

@@ -4,7 +4,7 @@ Same model, context and batches as the engine makes for the same requests: all p
 many tokens a batch as fit, then one token of every sequence a step, chosen by argmax. No
 scheduler, no sockets, no text.
 
-`python -m llmserve.bench.bare MODEL` reads one JSON list of prompts with `max_tokens` a line and
+`python -m tests.bench.bare MODEL` reads one JSON list of prompts with `max_tokens` a line and
 answers with the seconds it took and the memory of its process.
 """
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx2
 
-from llmserve.bench.figures import Figure
-from llmserve.bench.targets import Server
-from llmserve.bench.workload import prompts
+from tests.bench.figures import Figure
+from tests.bench.targets import Server
+from tests.bench.workload import prompts
 
 NUM_STREAMS = 16
 Messages = list[dict[str, str]]

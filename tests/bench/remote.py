@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import msgspec
 
-from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.targets import Server, temporary_config
+from tests.bench.figures import Figure, percentile
+from tests.bench.targets import Server, temporary_config
 
 NUM_WORDS = 8
 NUM_CLIENTS = 64
@@ -165,7 +165,7 @@ def _request(num_words: int, *, stream: bool, pause_ms: int) -> bytes:
 
 @contextlib.contextmanager
 def _instant() -> Iterator[int]:
-    command = [sys.executable, "-m", "llmserve.bench.instant"]
+    command = [sys.executable, "-m", "tests.bench.instant"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         try:

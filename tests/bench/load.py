@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
-from llmserve.bench.workload import TOPICS
+from tests.bench.workload import TOPICS
 
 # Not OpenAI's, but llama-server's and ours: end at max_tokens only, truncate nothing.
 _EXTRA = {"ignore_eos": True, "top_k": 0, "min_p": 0, "temperature": 0}

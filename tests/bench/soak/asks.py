@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from llmserve import core
-from llmserve.bench.workload import prompts, short_texts
+from tests.bench.workload import prompts, short_texts
 
 WORDS = [
     "violin", "lantern", "compass", "teapot", "ladder", "ribbon", "hammer", "kettle", "mirror",

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx2
 
-from llmserve.bench.encoder import CLS, SEP, write_bert
-from llmserve.bench.figures import Figure
-from llmserve.bench.targets import Server, temporary_config
-from llmserve.bench.workload import short_texts
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.encoder import CLS, SEP, write_bert
+from tests.bench.figures import Figure
+from tests.bench.targets import Server, temporary_config
+from tests.bench.workload import short_texts
 
 NUM_TEXTS = 64
 # all-MiniLM-L6-v2, the most downloaded of all embedding models, at 23 M parameters.

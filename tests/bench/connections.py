@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx2
 
 from llmserve.api.admission import allowed_connections
-from llmserve.bench.figures import Figure
-from llmserve.bench.targets import Server
-from llmserve.bench.workload import prompts
+from tests.bench.figures import Figure
+from tests.bench.targets import Server
+from tests.bench.workload import prompts
 
 NUM_IDLE = 2000
 NUM_SLOW = 500

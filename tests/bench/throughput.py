@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.targets import (
+from llmserve.registry.config import load_config
+from llmserve.registry.sources import locate
+from tests.bench.figures import Figure, percentile
+from tests.bench.targets import (
     BareLoop,
     Native,
     OpenAIPeer,
@@ -15,9 +17,7 @@ from llmserve.bench.targets import (
     Server,
     temporary_config,
 )
-from llmserve.bench.workload import prompts
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from tests.bench.workload import prompts
 
 NUM_STREAMS = 16
 SAMPLED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95}

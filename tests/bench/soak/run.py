@@ -10,15 +10,15 @@ from typing import IO, NamedTuple
 import click
 import httpx2
 
-from llmserve.bench.figures import Figure
-from llmserve.bench.soak.asks import STAYS, TAKE_TURNS
-from llmserve.bench.soak.drive import STALL_S, Plan, Soak
-from llmserve.bench.soak.judge import Judge
-from llmserve.bench.soak.reference import CONTEXT_LENGTH, Reference
-from llmserve.bench.soak.tally import Tally
-from llmserve.bench.targets import Server, temporary_config
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.figures import Figure
+from tests.bench.soak.asks import STAYS, TAKE_TURNS
+from tests.bench.soak.drive import STALL_S, Plan, Soak
+from tests.bench.soak.judge import Judge
+from tests.bench.soak.reference import CONTEXT_LENGTH, Reference
+from tests.bench.soak.tally import Tally
+from tests.bench.targets import Server, temporary_config
 
 
 class Result(NamedTuple):

@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx2
 
-from llmserve.bench.figures import Figure
-from llmserve.bench.load import Target, Texts, http_client, new_seed
-from llmserve.bench.scheduling import Rounds
-from llmserve.bench.targets import Server, temporary_config
-from llmserve.bench.workload import TOPICS
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.figures import Figure
+from tests.bench.load import Target, Texts, http_client, new_seed
+from tests.bench.scheduling import Rounds
+from tests.bench.targets import Server, temporary_config
+from tests.bench.workload import TOPICS
 
 NUM_TOGETHER, SHARED_TOKENS, OWN_TOKENS, ANSWER_TOKENS = 16, 1000, 40, 32
 NUM_USERS, NUM_SLOTS, NUM_TURNS, TURN_TOKENS = 4, 2, 8, 40

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import click
 import httpx2
 
-from llmserve.bench.soak import bad
-from llmserve.bench.soak.asks import STAYS, TAKE_TURNS, Workload
-from llmserve.bench.soak.client import answer, http_client
-from llmserve.bench.soak.faults import SIGNALS, strike
-from llmserve.bench.soak.judge import Judge
-from llmserve.bench.soak.tally import Tally, Trouble
-from llmserve.bench.soak.watch import Watch
-from llmserve.bench.targets import Server
+from tests.bench.soak import bad
+from tests.bench.soak.asks import STAYS, TAKE_TURNS, Workload
+from tests.bench.soak.client import answer, http_client
+from tests.bench.soak.faults import SIGNALS, strike
+from tests.bench.soak.judge import Judge
+from tests.bench.soak.tally import Tally, Trouble
+from tests.bench.soak.watch import Watch
+from tests.bench.targets import Server
 
 STALL_S = 15.0  # `stall_timeout` of its models: far more than a step takes on a busy machine
 LAP_S = 60.0

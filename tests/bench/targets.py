@@ -17,8 +17,8 @@ import msgspec
 import psutil
 from msgspec import Struct
 
-from llmserve.bench.bare import Order, Result
-from llmserve.bench.family import family_bytes
+from tests.bench.bare import Order, Result
+from tests.bench.family import family_bytes
 
 
 class Sample(Struct):
@@ -39,7 +39,7 @@ class BareLoop:
 
     def __init__(self, model: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llmserve.bench.bare", str(model)],
+            [sys.executable, "-m", "tests.bench.bare", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -5,12 +5,12 @@ from collections import Counter
 
 from msgspec import Struct
 
-from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.soak.asks import STAYS, Ask
-from llmserve.bench.soak.faults import Fault
-from llmserve.bench.soak.judge import Judge
-from llmserve.bench.soak.replies import Reply
-from llmserve.bench.soak.watch import Reading, slope
+from tests.bench.figures import Figure, percentile
+from tests.bench.soak.asks import STAYS, Ask
+from tests.bench.soak.faults import Fault
+from tests.bench.soak.judge import Judge
+from tests.bench.soak.replies import Reply
+from tests.bench.soak.watch import Reading, slope
 
 CRASHED = "engine_crashed"
 

@@ -6,8 +6,8 @@ import time
 import httpx2
 import msgspec
 
-from llmserve.bench.soak.asks import Ask, Leave
-from llmserve.bench.soak.replies import Reply, read_body, read_error, read_event
+from tests.bench.soak.asks import Ask, Leave
+from tests.bench.soak.replies import Reply, read_body, read_error, read_event
 
 # As an event of a stream: with several choices, one may have begun when another cannot.
 _TEMPORARY = ("engine_crashed", "model_loading")

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import httpx2
 from msgspec import Struct
 
-from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.load import Answer, Target, Texts, http_client, new_seed
+from tests.bench.figures import Figure, percentile
+from tests.bench.load import Answer, Target, Texts, http_client, new_seed
 
 RATES = (0.25, 0.5, 1.0, 2.0)
 

@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.targets import Native, Server
-from llmserve.bench.throughput import NUM_STREAMS, Rounds
-from llmserve.bench.workload import prompts
 from llmserve.core import Constraint
 from llmserve.engine.constraint import Compiler
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.figures import Figure, percentile
+from tests.bench.targets import Native, Server
+from tests.bench.throughput import NUM_STREAMS, Rounds
+from tests.bench.workload import prompts
 
 NUM_FIELDS = 100
 NUM_COMPILES = 100

@@ -10,8 +10,8 @@ import time
 
 import httpx2
 
-from llmserve.bench.figures import Figure, percentile
-from llmserve.bench.load import Answer, Target, Texts, drop, http_client, new_seed
+from tests.bench.figures import Figure, percentile
+from tests.bench.load import Answer, Target, Texts, drop, http_client, new_seed
 
 NUM_RUNNING = 4
 LONG_TOKENS = 2000

@@ -11,9 +11,9 @@ import numpy as np
 from msgspec import Struct
 
 from llmserve import core
-from llmserve.bench.soak.asks import Ask
-from llmserve.bench.soak.reference import MEAN_TOLERANCE, TOLERANCE, Reference
-from llmserve.bench.soak.replies import Choice, Reply
+from tests.bench.soak.asks import Ask
+from tests.bench.soak.reference import MEAN_TOLERANCE, TOLERANCE, Reference
+from tests.bench.soak.replies import Choice, Reply
 
 _COSINE = 0.999  # of two vectors of the same text
 _UNDECIDED = "\ufffd"  # half of a character, where max_tokens cut it

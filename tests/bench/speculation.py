@@ -4,12 +4,12 @@ import asyncio
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llmserve.bench.figures import Figure
-from llmserve.bench.targets import Native, Server, temporary_config
-from llmserve.bench.throughput import Rounds
-from llmserve.bench.workload import TOPICS, prompts
 from llmserve.registry.config import load_config
 from llmserve.registry.sources import locate
+from tests.bench.figures import Figure
+from tests.bench.targets import Native, Server, temporary_config
+from tests.bench.throughput import Rounds
+from tests.bench.workload import TOPICS, prompts
 
 
 def run(config: Path, *, num_rounds: int, max_tokens: int) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""Shipped fakes, for fast tests of everything above them. Never used by the server itself."""
+"""Fakes for fast tests of everything above them."""
 
 import hashlib
 import re
