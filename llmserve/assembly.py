@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmserve.access.keyring import Keyring
+from llmserve.auth.keyring import Keyring
 from llmserve.gateway import Gateway
 from llmserve.isolation.opener import ProcessOpener
 from llmserve.metrics import Metrics

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llmserve.access.keyring import Keyring
-from llmserve.access.keys import Key
+from llmserve.auth.keyring import Keyring
+from llmserve.auth.keys import Key
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
 from llmserve.deadline import limited, within
 from llmserve.engine.facade import Facade

@@ -20,8 +20,8 @@ import httpx2
 import msgspec
 
 import llmserve
-from llmserve.access.keyring import Keyring
 from llmserve.api.server import Server, listen
+from llmserve.auth.keyring import Keyring
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics

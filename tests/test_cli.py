@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmserve import __version__
-from llmserve.access.keys import Key, sha256
-from llmserve.access.sources import read_file
+from llmserve.auth.key_file import read_file
+from llmserve.auth.keys import Key, sha256
 from llmserve.cli.main import cli
 from llmserve.cli.options import cache_dir
 from llmserve.core import Delta, EventStream, ReasoningDelta, Request

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.access.keys import sha256
+from llmserve.auth.keys import sha256
 from tests.serving import ServerProcess, command_environment
 
 ALICE, BOB, CAROL, DAVE = (f"sk-{name}-0123456789abcdef" for name in ("a", "b", "c", "d"))

@@ -8,8 +8,8 @@ import msgspec
 from starlette.requests import Request
 
 from llmserve import core
-from llmserve.access.bill import Bill
-from llmserve.access.keyring import Grant
+from llmserve.auth.bill import Bill
+from llmserve.auth.keyring import Grant
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream
 from llmserve.engine.facade import Facade
 from llmserve.errors import ModelNotFoundError

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from llmserve.access.exposure import check_exposure
 from llmserve.api.admission import Admission, allowed_connections
 from llmserve.api.app import create_app
 from llmserve.api.connection import Connection
+from llmserve.auth.exposure import check_exposure
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
 

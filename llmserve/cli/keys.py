@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from llmserve.access.keys import Key, is_name, new_secret, sha256
-from llmserve.access.sources import append_key, render_entry
+from llmserve.auth.key_file import append_key, render_entry
+from llmserve.auth.keys import Key, is_name, new_secret, sha256
 
 
 @click.group()

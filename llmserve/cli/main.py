@@ -12,8 +12,8 @@ import click
 import msgspec
 
 from llmserve import __version__
-from llmserve.access.keyring import Keyring
-from llmserve.access.sources import VARIABLE, find_sources
+from llmserve.auth.key_file import VARIABLE, find_sources
+from llmserve.auth.keyring import Keyring
 from llmserve.cli import table
 from llmserve.cli.check import check
 from llmserve.cli.keys import keys

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.access.bucket import Bucket
+from llmserve.auth.rate_limit import Bucket
 
 RATES = st.integers(1, 1_000_000)
 PAUSES = st.floats(0, 600)

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from llmserve.access.keyring import Grant, Keyring
-from llmserve.access.keys import Key, sha256
-from llmserve.access.sources import KeySources
+from llmserve.auth.key_file import KeySources
+from llmserve.auth.keyring import Grant, Keyring
+from llmserve.auth.keys import Key, sha256
 from llmserve.errors import AuthenticationError, RateLimitError
 
 ALICE, BOB = Key(sha256(b"alice's")), Key(sha256(b"bob's"), admin=True)

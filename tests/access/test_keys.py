@@ -1,6 +1,6 @@
 import pytest
 
-from llmserve.access.keys import Key, is_name, is_usable, new_secret, sha256
+from llmserve.auth.keys import Key, is_name, is_usable, new_secret, sha256
 
 
 def test_a_new_key_has_256_bits_and_goes_into_a_header() -> None:

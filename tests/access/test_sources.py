@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.access.keys import Key, new_secret, sha256
-from llmserve.access.sources import KeySources, append_key, find_sources, parse_variable, read_file
+from llmserve.auth.key_file import KeySources, append_key, find_sources, parse_variable, read_file
+from llmserve.auth.keys import Key, new_secret, sha256
 from llmserve.errors import ConfigError
 from llmserve.registry.config import ServerConfig
 

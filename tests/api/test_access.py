@@ -12,11 +12,11 @@ import pytest
 from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimitError
 
 from llmserve import errors
-from llmserve.access.keyring import Keyring
-from llmserve.access.keys import Key, sha256
-from llmserve.access.sources import KeySources
 from llmserve.api.access import Level, level_of, shown_key
 from llmserve.api.app import ROUTES
+from llmserve.auth.key_file import KeySources
+from llmserve.auth.keyring import Keyring
+from llmserve.auth.keys import Key, sha256
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import ModelUnavailableError
 from tests.fakes import reference_greedy

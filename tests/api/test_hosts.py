@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.access.keyring import Keyring
-from llmserve.access.keys import Key, sha256
-from llmserve.access.sources import KeySources
 from llmserve.api.errors import LlmserveErrorHandler
 from llmserve.api.hosts import HostCheck, HostError, OriginError
+from llmserve.auth.key_file import KeySources
+from llmserve.auth.keyring import Keyring
+from llmserve.auth.keys import Key, sha256
 from llmserve.errors import PermissionDeniedError
 from llmserve.registry.config import ServerConfig
 from llmserve.registry.units import HostName, Origin

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from llmserve.access.bucket import Bucket
-from llmserve.access.keys import Key, sha256
-from llmserve.access.sources import KeySources
+from llmserve.auth.key_file import KeySources
+from llmserve.auth.keys import Key, sha256
+from llmserve.auth.rate_limit import Bucket
 from llmserve.errors import AuthenticationError, RateLimitError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from llmserve.access.keys import SHORT_LEN, Key, is_name, is_usable, sha256
+from llmserve.auth.keys import SHORT_LEN, Key, is_name, is_usable, sha256
 from llmserve.errors import ConfigError
 from llmserve.registry.config import ServerConfig, convert_table, parse_toml
 from llmserve.registry.edit import append_entry
