@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmserve.auth.keyring import Keyring
+from llmserve.config.config import Config, ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.isolation.opener import ProcessOpener
 from llmserve.metrics import Metrics
@@ -13,7 +14,6 @@ from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.pool import Pool
 from llmserve.pool.threads import ThreadOpener
-from llmserve.registry.config import Config, ModelSpec
 from llmserve.remote.remotes import Remotes
 
 if TYPE_CHECKING:

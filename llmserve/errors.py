@@ -35,7 +35,7 @@
 
 Foreign exceptions are translated in one place per library: msgspec in `api/body.py`,
 llama.cpp's return codes in `engine/llama/call.py`, jinja in `chat/template.py`, huggingface_hub and
-the disk it writes to in `registry/hub.py`, httpx2 and the statuses of providers in
+the disk it writes to in `hub/client.py`, httpx2 and the statuses of providers in
 `remote/failure.py`.
 """
 

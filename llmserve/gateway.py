@@ -16,6 +16,7 @@ import msgspec
 
 from llmserve.auth.keyring import Keyring
 from llmserve.auth.keys import Key
+from llmserve.config.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
 from llmserve.deadline import limited, within
 from llmserve.engine.facade import Facade
@@ -35,12 +36,11 @@ from llmserve.errors import (
     UnavailableError,
     shutting_down,
 )
+from llmserve.hub.locate import check_files
 from llmserve.isolation.retries import Retries
 from llmserve.metrics import Metrics
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
-from llmserve.registry.config import Config, ConfigChange, ModelSpec, compare, load_config
-from llmserve.registry.sources import check_files
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.record import current_record
 from llmserve.telemetry.watch import Watch

@@ -22,6 +22,7 @@ import msgspec
 import llmserve
 from llmserve.api.server import Server, listen
 from llmserve.auth.keyring import Keyring
+from llmserve.config.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.metrics import Metrics
@@ -30,7 +31,6 @@ from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.registry.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.tracing import Tracing

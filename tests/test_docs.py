@@ -8,8 +8,8 @@ import pytest
 
 from llmserve.api.app import ROUTES
 from llmserve.api.schemas.responses import ResponsesRequest
-from llmserve.registry.config import ModelSpec, ServerConfig, load_config
-from llmserve.registry.provider import KEYS as PROVIDER_KEYS
+from llmserve.config.config import ModelSpec, ServerConfig, load_config
+from llmserve.config.provider import KEYS as PROVIDER_KEYS
 from tests.test_real_server import CURL
 
 ROOT = Path(__file__).parents[1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.config.config import ModelSpec
 from llmserve.core import (
     Delta,
     EmbeddingRequest,
@@ -32,7 +33,6 @@ from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.registry.config import ModelSpec
 from llmserve.remote.remotes import Remotes
 from tests.isolation import aborting
 from tests.isolation.children import open_child, until

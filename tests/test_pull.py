@@ -17,7 +17,7 @@ import tomlkit
 
 from llmserve.cli import memory
 from llmserve.cli.progress import Lines
-from llmserve.registry.config import load_config
+from llmserve.config.config import load_config
 from tests.hub import COMMIT, HubServer, serve_hub
 from tests.tiny_models import write_llama
 
@@ -233,8 +233,8 @@ class TestOffline:
     ) -> None:
         code = (
             "import sys; from pathlib import Path;"
-            "from llmserve.registry.config import load_config;"
-            "from llmserve.registry.sources import locate;"
+            "from llmserve.config.config import load_config;"
+            "from llmserve.hub.locate import locate;"
             "print(locate(load_config(Path('models.toml')).names['qwen']));"
             "print({'httpx2', 'huggingface_hub.hf_api'} & set(sys.modules))"
         )

@@ -15,10 +15,10 @@ import httpx2
 import msgspec
 import pytest
 
+from llmserve.config.config import load_config
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import Chunk
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.hub.locate import locate
 from tests.serving import (
     ServerProcess,
     raw_inference,

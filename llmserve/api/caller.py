@@ -10,11 +10,11 @@ from starlette.requests import Request
 from llmserve import core
 from llmserve.auth.bill import Bill
 from llmserve.auth.keyring import Grant
+from llmserve.config.config import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream
 from llmserve.engine.facade import Facade
 from llmserve.errors import ModelNotFoundError
 from llmserve.gateway import Gateway
-from llmserve.registry.config import ModelSpec
 
 
 def caller_of(request: Request) -> "Caller":

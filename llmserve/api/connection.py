@@ -18,8 +18,8 @@ from llmserve.api.admission import Admission
 from llmserve.api.errors import LINGER_BYTES, LINGER_S, encode_error
 from llmserve.api.parser import Parser
 from llmserve.api.request_id import new_id
+from llmserve.config.config import ServerConfig
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
-from llmserve.registry.config import ServerConfig
 
 log = logging.getLogger("llmserve.request")
 

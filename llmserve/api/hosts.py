@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve.api.errors import LlmserveErrorHandler
+from llmserve.config.config import ServerConfig
 from llmserve.errors import PermissionDeniedError
-from llmserve.registry.config import ServerConfig
 
 _HOST = re.compile(r"(?:\[([^]]*)\]|([^]\[:/?#@\s]*))(?::\d{0,5})?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}

@@ -9,10 +9,10 @@ from starlette.responses import Response
 from llmserve.api.body import json_response
 from llmserve.api.caller import caller_of
 from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
+from llmserve.config.config import ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.pool.budget import process_bytes
 from llmserve.pool.model import Model, State
-from llmserve.registry.config import ModelSpec
 
 if TYPE_CHECKING:
     from llmserve.remote.model import RemoteModel

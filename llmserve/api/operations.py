@@ -7,7 +7,7 @@ from llmserve.api.schemas.errors import ErrorEnvelope
 from llmserve.api.schemas.models import ModelList, ModelStatus
 from llmserve.api.schemas.native import InferenceRequest, InferenceResponse, StreamDelta
 from llmserve.api.schemas.ops import Status
-from llmserve.registry.config import ConfigChange
+from llmserve.config.config import ConfigChange
 
 OPERATIONS = {
     "/inference": Operation(

@@ -5,8 +5,8 @@ import asyncio
 from starlette.requests import Request
 
 from llmserve.api.body import clipped
+from llmserve.config.config import ServerConfig
 from llmserve.errors import CrowdedError, InvalidRequestError, RequestTimeoutError, TooLargeError
-from llmserve.registry.config import ServerConfig
 
 _FREE_BYTES = 64 << 10  # of each body: ordinary requests get through whoever sends large ones
 _NUM_LARGE = 16  # bodies of the largest size that there is memory for

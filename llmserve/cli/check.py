@@ -9,9 +9,9 @@ from urllib.request import getproxies, proxy_bypass
 import click
 
 from llmserve.cli.options import config_option, load
+from llmserve.config.config import Config, ModelSpec
+from llmserve.config.provider import is_private
 from llmserve.errors import ConfigError
-from llmserve.registry.config import Config, ModelSpec
-from llmserve.registry.provider import is_private
 
 
 @click.command()

@@ -19,11 +19,11 @@ from llmserve.cli.check import check
 from llmserve.cli.keys import keys
 from llmserve.cli.options import cache_dir, config_option, load
 from llmserve.cli.pull import pull
+from llmserve.config.config import Config, ModelSpec
+from llmserve.config.sizes import human
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
-from llmserve.registry.config import Config, ModelSpec
-from llmserve.registry.sizes import human
-from llmserve.registry.sources import check_files, locate_all
+from llmserve.hub.locate import check_files, locate_all
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 import llmserve
+from llmserve.config.config import Config, load_config
 from llmserve.errors import ConfigError
-from llmserve.registry.config import Config, load_config
 
 PACKAGE_DIR = Path(llmserve.__file__).parent
 

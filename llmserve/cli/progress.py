@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from llmserve.registry.progress import Progress
-from llmserve.registry.sizes import human
+from llmserve.config.sizes import human
+from llmserve.hub.progress import Progress
 
 LINES_PER_FILE = 10
 

@@ -8,15 +8,15 @@ import click
 from llmserve.cli import memory, table
 from llmserve.cli.options import config_option, load
 from llmserve.cli.progress import for_stream
+from llmserve.config.config import Config
+from llmserve.config.edit import append_model, check_free
+from llmserve.config.hub_ref import BadRefError, HubRef, parse_ref
+from llmserve.config.sizes import human
 from llmserve.errors import ConfigError, ModelFileError
+from llmserve.hub import cache
+from llmserve.hub.locate import Fetched, fetch, locate
+from llmserve.hub.quants import Weights, choose, group
 from llmserve.pool.budget import machine_bytes
-from llmserve.registry import cache
-from llmserve.registry.config import Config
-from llmserve.registry.edit import append_model, check_free
-from llmserve.registry.quants import Weights, choose, group
-from llmserve.registry.refs import BadRefError, HubRef, parse_ref
-from llmserve.registry.sizes import human
-from llmserve.registry.sources import Fetched, fetch, locate
 
 
 @click.command()
@@ -112,7 +112,7 @@ def _add(config: Config, name: str, ref: HubRef, fetched: Fetched) -> None:
 
 
 def _print_list(ref: HubRef) -> None:
-    from llmserve.registry.hub import Hub  # slow to import
+    from llmserve.hub.client import Hub  # slow to import
 
     hub = Hub()
     listing = hub.list_files(ref)

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from llmserve.registry.gguf import Header
+from llmserve.gguf.header import Header
 
 # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS end the process when exceeded; the others are far above
 # every real model and keep products of settings meaningful.

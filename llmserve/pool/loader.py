@@ -10,19 +10,19 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
+from llmserve.config.config import ModelSpec
 from llmserve.engine.admission import Policy
 from llmserve.engine.facade import Facade
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.order import DiskOrder, LoadProgress, Machine, Order
 from llmserve.engine.runtime import LlamaParams
 from llmserve.engine.thread import ModelThread
+from llmserve.gguf.header import ModelFiles, read_model
+from llmserve.hub.locate import locate_all, obtain
 from llmserve.metrics import Metrics
 from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import Placement, place
 from llmserve.pool.progress import DownloadProgress, Progress
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.gguf import ModelFiles, read_model
-from llmserve.registry.sources import locate_all, obtain
 
 
 class Opener(Protocol):

@@ -5,14 +5,14 @@ import logging
 import time
 from enum import StrEnum
 
+from llmserve.config.config import ModelSpec
 from llmserve.engine.facade import Crash, Facade
 from llmserve.errors import LlmserveError
+from llmserve.hub.locate import Stamp
 from llmserve.isolation.restarts import Restarts
 from llmserve.pool.eviction import Use
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import Progress
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.sources import Stamp
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+from llmserve.config.config import ModelSpec
 from llmserve.engine.facade import Crash, Facade
 from llmserve.errors import (
     EngineCrashedError,
@@ -27,6 +28,7 @@ from llmserve.errors import (
     RequestLostError,
     shutting_down,
 )
+from llmserve.hub.locate import stamp
 from llmserve.pool.model import Model, State
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import FIRST_LINE_S, Progress, told
@@ -36,8 +38,6 @@ from llmserve.pool.refusals import (
     still_loading,
 )
 from llmserve.pool.room import AbandonedError, Room
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.sources import stamp
 
 log = logging.getLogger(__name__)
 

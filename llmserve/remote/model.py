@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from llmserve.chat.mode import resolve_mode
+from llmserve.config.config import ModelSpec
+from llmserve.config.provider import Provider
 from llmserve.core import (
     EmbeddingRequest,
     Embeddings,
@@ -35,8 +37,6 @@ from llmserve.errors import (
     QueueFullError,
     shutting_down,
 )
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.provider import Provider
 from llmserve.remote import embeddings, retry
 from llmserve.remote.addresses import Address, Addresses
 from llmserve.remote.anthropic import AnthropicProtocol

@@ -4,6 +4,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Raw
 
+from llmserve.config.provider import Provider
 from llmserve.core import (
     Constraint,
     Message,
@@ -11,7 +12,6 @@ from llmserve.core import (
     Request,
     ToolUse,
 )
-from llmserve.registry.provider import Provider
 from llmserve.remote.openai_answer import OpenAIDecoder
 from llmserve.remote.protocol import (
     DEFAULT_MAX_TOKENS,

@@ -13,10 +13,10 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
+from llmserve.config.config import ModelSpec
+from llmserve.config.provider import Retry
 from llmserve.core import Delta, Finished, ReasoningDelta, Request
 from llmserve.errors import LlmserveError, ProviderError, ProviderModelError
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.provider import Retry
 from llmserve.remote.client import read_bounded
 from llmserve.remote.failure import UNREADABLE, from_status, from_transport, reason
 from llmserve.remote.model import RemoteModel

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from llmserve.config.config import ModelSpec
+from llmserve.config.provider import Provider, is_private
 from llmserve.metrics import Metrics
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.provider import Provider, is_private
 from llmserve.remote.bounds import Bounds
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmserve.registry.provider import Retry
+from llmserve.config.provider import Retry
 
 FIRST_PAUSE_S = 0.25
 RETRIED_STATUSES = frozenset((408, 409, 429))  # and all of 500 to 599

@@ -15,8 +15,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from llmserve import __version__
+from llmserve.config.config import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, Finished, Mode, Request
-from llmserve.registry.config import ModelSpec
 from llmserve.telemetry.record import RequestRecord
 
 Attributes = dict[str, AttributeValue]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from prometheus_client import Histogram
 
+from llmserve.config.config import ModelSpec
 from llmserve.core import (
     Delta,
     EmbeddingRequest,
@@ -21,7 +22,6 @@ from llmserve.core import (
 )
 from llmserve.errors import LlmserveError
 from llmserve.metrics import Metrics
-from llmserve.registry.config import ModelSpec
 from llmserve.telemetry.record import DISCONNECTED, MAX_TEXT_LEN, current_record
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from llmserve.config.config import Config, ConfigChange, load_config
 from llmserve.errors import ModelFileError
 from llmserve.gateway import Gateway
-from llmserve.registry.config import Config, ConfigChange, load_config
 from tests.serving import TIMEOUT_S, FakeService, fake_service, wait_until
 
 TWO: dict[str, dict[str, Any]] = {"one": {"aliases": ("default",)}, "org/two": {"pinned": True}}

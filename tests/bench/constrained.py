@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llmserve.config.config import load_config
 from llmserve.core import Constraint
 from llmserve.engine.constraint import Compiler
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure, percentile
 from tests.bench.targets import Native, Server
 from tests.bench.throughput import NUM_STREAMS, Rounds

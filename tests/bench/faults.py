@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 from msgspec import Struct
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.soak.asks import Ask
 from tests.bench.soak.client import attempt, http_client

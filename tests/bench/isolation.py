@@ -5,8 +5,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.targets import Native, Server, temporary_config
 from tests.bench.throughput import NUM_STREAMS, Rounds

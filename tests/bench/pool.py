@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import httpx2
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.bare import timed_load
 from tests.bench.figures import Figure
 from tests.bench.targets import Server, temporary_config

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx2
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.load import Target, Texts, http_client, new_seed
 from tests.bench.scheduling import Rounds

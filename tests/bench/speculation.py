@@ -4,8 +4,8 @@ import asyncio
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.targets import Native, Server, temporary_config
 from tests.bench.throughput import Rounds

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure, percentile
 from tests.bench.targets import (
     BareLoop,

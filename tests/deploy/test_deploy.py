@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from llmserve.api.app import ROUTES
-from llmserve.registry.config import ServerConfig, load_config
+from llmserve.config.config import ServerConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "scripts" / "deploy"

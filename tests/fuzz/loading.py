@@ -14,13 +14,13 @@ from pathlib import Path
 
 import msgspec
 
+from llmserve.config.config import ModelSpec
+from llmserve.config.units import Size
 from llmserve.engine.llama import LlamaRuntime
 from llmserve.engine.runtime import Chunk, InputChunk, LlamaParams
 from llmserve.errors import LlmserveError
+from llmserve.gguf.header import read_model
 from llmserve.pool.placement import place
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.gguf import read_model
-from llmserve.registry.units import Size
 
 BUDGET_BYTES = 1 << 30
 TEXT = "Hello wörld \U0001f600 <s>"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from llmserve.config.config import ModelSpec
 from llmserve.engine.facade import Crash, Facade
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.registry.config import ModelSpec
 
 
 class FakeEngine:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 
+from llmserve.config.config import ModelSpec
 from llmserve.core import Pooling
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.llama.runtime import system_info
 from llmserve.engine.runtime import Chunk, InputChunk
+from llmserve.gguf.header import read_model
 from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import place
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.gguf import read_model
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import msgspec
 import psutil
 import pytest
 
+from llmserve.config.units import Size
 from llmserve.pool import budget
 from llmserve.pool.budget import MemoryBudget, available_bytes, machine_bytes
-from llmserve.registry.units import Size
 
 GB = 10**9
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.config import ModelSpec
 from llmserve.engine.facade import Crash
 from llmserve.errors import (
     EngineCrashedError,
@@ -17,7 +18,6 @@ from llmserve.errors import (
 from llmserve.isolation import restarts
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
-from llmserve.registry.config import ModelSpec
 from tests.pool.fakes import FakeEngine, FakeLoader, make_pool, make_spec, settle
 
 pytestmark = pytest.mark.anyio

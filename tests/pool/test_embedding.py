@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from llmserve.core import Pooling
 from llmserve.errors import ModelFileError
+from llmserve.gguf.header import Header
 from llmserve.pool.embedding import EmbeddingUse, embedding_use
-from llmserve.registry.gguf import Header
 from tests.pool.fakes import make_spec
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from llmserve.config.config import ModelSpec
 from llmserve.engine import opening
 from llmserve.engine.llama import LlamaRuntime, library
 from llmserve.errors import LlmserveError, ModelFileError
@@ -19,7 +20,6 @@ from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.pool.threads import ThreadOpener
-from llmserve.registry.config import ModelSpec
 from tests.serving import wait_until
 from tests.tiny_models import write_llama
 

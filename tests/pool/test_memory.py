@@ -5,6 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.errors import ModelFileError
+from llmserve.gguf.header import Header, ModelFiles
+from llmserve.gguf.reader import Omitted, TensorInfo, Value
+from llmserve.gguf.tensor_types import TYPES_BY_NAME
 from llmserve.pool.hparams import read_hparams
 from llmserve.pool.memory import (
     ContextOptions,
@@ -13,9 +16,6 @@ from llmserve.pool.memory import (
     largest_context,
     repacked_types,
 )
-from llmserve.registry.ggml import TYPES_BY_NAME
-from llmserve.registry.gguf import Header, ModelFiles
-from llmserve.registry.gguf_reader import Omitted, TensorInfo, Value
 
 F32, F16 = 4, 2
 

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from llmserve.config.units import Size
 from llmserve.core import Pooling
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.errors import ModelFileError
+from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.pool.placement import (
     CACHE_SHARE,
     MAX_SEQUENCES,
@@ -17,8 +19,6 @@ from llmserve.pool.placement import (
     MIN_OUTPUTS,
     place,
 )
-from llmserve.registry.gguf import ModelFiles, read_model
-from llmserve.registry.units import Size
 from tests.pool.fakes import make_spec
 from tests.tiny_encoders import write_bert
 from tests.tiny_models import write_llama

@@ -5,6 +5,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from llmserve.config.config import ModelSpec
+from llmserve.config.units import Duration
 from llmserve.errors import (
     InsufficientMemoryError,
     ModelBusyError,
@@ -15,8 +17,6 @@ from llmserve.errors import (
 )
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.units import Duration
 from tests.pool.fakes import FakeLoader, make_pool, make_spec, settle
 
 A, B, C = make_spec("a"), make_spec("b"), make_spec("c")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.registry.hub import Hub
-from llmserve.registry.refs import HubRef
-from llmserve.registry.sources import Fetched, fetch
+from llmserve.config.hub_ref import HubRef
+from llmserve.hub.client import Hub
+from llmserve.hub.locate import Fetched, fetch
 from tests.hub import HubServer, serve_hub
 from tests.tiny_models import write_llama
 
@@ -35,8 +35,8 @@ def server(model_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
 @pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "hub"
-    monkeypatch.setattr("llmserve.registry.cache.default_cache_dir", lambda: path)
-    monkeypatch.setattr("llmserve.registry.hub.default_cache_dir", lambda: path)
+    monkeypatch.setattr("llmserve.hub.cache.default_cache_dir", lambda: path)
+    monkeypatch.setattr("llmserve.hub.client.default_cache_dir", lambda: path)
     return path
 
 

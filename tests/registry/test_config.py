@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.config import Config, load_config
 from llmserve.core import Mode
 from llmserve.errors import ConfigError
-from llmserve.registry.config import Config, load_config
 
 REPOSITORY = Path(__file__).parents[2]
 

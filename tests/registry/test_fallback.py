@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.registry.fallback import chain, way_back
+from llmserve.config.fallback import chain, way_back
 
 NAMES = "abcdef"
 GRAPHS = st.fixed_dictionaries({name: st.lists(st.sampled_from(NAMES)) for name in NAMES})

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmserve.errors import ModelFileError
-from llmserve.registry.ggml import REMOVED_TENSOR_TYPES, TENSOR_TYPES
-from llmserve.registry.gguf import Header, read_header, read_model, split_paths
-from llmserve.registry.gguf_reader import Omitted
+from llmserve.gguf.header import Header, read_header, read_model, split_paths
+from llmserve.gguf.reader import Omitted
+from llmserve.gguf.tensor_types import REMOVED_TENSOR_TYPES, TENSOR_TYPES
 from tests.registry.raw_gguf import (
     ARCHITECTURE,
     ARRAY,

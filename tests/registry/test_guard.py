@@ -1,7 +1,7 @@
 import httpx2
 import pytest
 
-from llmserve.registry.guard import is_allowed
+from llmserve.hub.redirects import is_allowed
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from llmserve.config.hub_ref import HubRef
 from llmserve.errors import HubError, HubUnreachableError, ModelFileError
-from llmserve.registry import cache
-from llmserve.registry.gguf import read_model
-from llmserve.registry.hub import Hub
-from llmserve.registry.progress import Silent
-from llmserve.registry.refs import HubRef
-from llmserve.registry.sources import fetch
+from llmserve.gguf.header import read_model
+from llmserve.hub import cache
+from llmserve.hub.client import Hub
+from llmserve.hub.locate import fetch
+from llmserve.hub.progress import Silent
 from tests.hub import COMMIT, HubServer
 from tests.registry.conftest import FILE, REPO, Fetch
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.config import Config, load_config
+from llmserve.config.provider import Provider, Retry, is_private
 from llmserve.errors import ConfigError
-from llmserve.registry.config import Config, load_config
-from llmserve.registry.provider import Provider, Retry, is_private
 
 CLOUD = '[models.cloud]\nremote = "https://provider.example/v1"\n'
 LOCAL = '[models.local]\npath = "x"\n'

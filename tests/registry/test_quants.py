@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmserve.config.hub_ref import HubRef
 from llmserve.errors import ModelFileError
-from llmserve.registry.quants import RepoFile, Weights, choose, group, quant_of
-from llmserve.registry.refs import HubRef
+from llmserve.hub.quants import RepoFile, Weights, choose, group, quant_of
 
 REPO = HubRef("owner/repo")
 

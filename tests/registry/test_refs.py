@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmserve.config.config import load_config
+from llmserve.config.hub_ref import BadRefError, HubRef, check_repo_path, make_ref, parse_ref
 from llmserve.errors import ConfigError
-from llmserve.registry.config import load_config
-from llmserve.registry.refs import BadRefError, HubRef, check_repo_path, make_ref, parse_ref
 
 ROOT = Path(__file__).parents[2]
 SHA256 = "ab" * 32

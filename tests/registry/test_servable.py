@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.errors import ModelFileError
-from llmserve.registry.gguf import read_model
+from llmserve.gguf.header import read_model
 from tests.registry.raw_gguf import (
     ARCHITECTURE,
     ARRAY,

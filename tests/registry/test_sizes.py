@@ -1,6 +1,6 @@
 import pytest
 
-from llmserve.registry.sizes import human
+from llmserve.config.sizes import human
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config.config import ModelSpec, load_config
+from llmserve.config.hub_ref import HubRef
 from llmserve.errors import ModelFileError
-from llmserve.registry.config import ModelSpec, load_config
-from llmserve.registry.hub import Hub
-from llmserve.registry.refs import HubRef
-from llmserve.registry.sources import locate, obtain
+from llmserve.hub.client import Hub
+from llmserve.hub.locate import locate, obtain
 from tests.hub import HubServer
 from tests.registry.conftest import REPO, Fetch
 
@@ -114,7 +114,7 @@ class TestObtain:
     def test_downloads_when_allowed(
         self, server: HubServer, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llmserve.registry.hub.Hub", partial(Hub, endpoint=server.url))
+        monkeypatch.setattr("llmserve.hub.client.Hub", partial(Hub, endpoint=server.url))
         assert obtain(self.spec, auto_download=True).is_file()
         server.seen.clear()
         obtain(self.spec, auto_download=True)

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from llmserve.registry.progress import Silent
-from llmserve.registry.transfer import MAX_ATTEMPTS, TransferError, download
+from llmserve.hub.download import MAX_ATTEMPTS, TransferError, download
+from llmserve.hub.progress import Silent
 
 CONTENT = bytes(range(256)) * 40
 URL = "http://hub/file"

@@ -1,6 +1,6 @@
 import pytest
 
-from llmserve.registry.units import Duration, HostName, Origin, Size
+from llmserve.config.units import Duration, HostName, Origin, Size
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmserve.registry.provider import Provider, Retry
-from llmserve.registry.units import Duration
+from llmserve.config.provider import Provider, Retry
+from llmserve.config.units import Duration
 from llmserve.remote.bounds import Bounds
 from tests.serving import FakeService, fake_service
 

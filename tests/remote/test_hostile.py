@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from llmserve.registry.provider import Retry
-from llmserve.registry.units import Duration
+from llmserve.config.provider import Retry
+from llmserve.config.units import Duration
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.breaker import NUM_FAILURES
 from tests.remote import hostile as h

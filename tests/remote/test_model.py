@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from llmserve.api.answer import Folded
+from llmserve.config.provider import Retry
+from llmserve.config.units import Duration
 from llmserve.core import (
     EventStream,
     FinishReason,
@@ -24,8 +26,6 @@ from llmserve.core import (
     ToolUse,
     Usage,
 )
-from llmserve.registry.provider import Retry
-from llmserve.registry.units import Duration
 from llmserve.remote.client import LANE_SIZE
 from tests.remote import hostile as h
 from tests.remote.serving import KEY, KEY_ENV, provider, remote_service

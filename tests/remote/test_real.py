@@ -13,8 +13,8 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.api.openai.helpers import CHAT, COMPLETIONS, chunks, expected, ok
 from tests.remote.llama_server import llama_server
 from tests.remote.serving import provider, remote_service

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.registry.provider import Retry
-from llmserve.registry.units import Duration
+from llmserve.config.provider import Retry
+from llmserve.config.units import Duration
 from llmserve.remote.retry import FIRST_PAUSE_S, Failure, Load, choose, is_retried, pause_s
 
 FAILURES = st.builds(

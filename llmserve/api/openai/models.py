@@ -6,8 +6,8 @@ from starlette.responses import Response
 from llmserve.api.body import json_response
 from llmserve.api.caller import caller_of
 from llmserve.api.schemas.openai import ModelCard, ModelCards
+from llmserve.config.config import ModelSpec
 from llmserve.gateway import Gateway
-from llmserve.registry.config import ModelSpec
 
 
 async def list_models(request: Request) -> Response:

@@ -10,8 +10,8 @@ from typing import IO, NamedTuple
 import click
 import httpx2
 
-from llmserve.registry.config import load_config
-from llmserve.registry.sources import locate
+from llmserve.config.config import load_config
+from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.soak.asks import STAYS, TAKE_TURNS
 from tests.bench.soak.drive import STALL_S, Plan, Soak

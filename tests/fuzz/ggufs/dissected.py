@@ -7,7 +7,7 @@ from typing import Any
 
 import gguf as reference
 
-from llmserve.registry.ggml import TENSOR_TYPES
+from llmserve.gguf.tensor_types import TENSOR_TYPES
 from tests.registry.raw_gguf import ARRAY, STRING, array, gguf, pair, string, u32, u64
 
 NUMBERS = {  # value type -> code of struct; bools are not among them

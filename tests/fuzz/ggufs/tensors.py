@@ -4,7 +4,7 @@ import struct
 from dataclasses import replace
 from random import Random
 
-from llmserve.registry.ggml import TENSOR_TYPES
+from llmserve.gguf.tensor_types import TENSOR_TYPES
 from tests.fuzz.ggufs.dissected import Model, Tensor
 
 _F32, _F16 = 0, 1

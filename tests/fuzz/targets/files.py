@@ -4,12 +4,12 @@ import io
 import tempfile
 from pathlib import Path
 
+from llmserve.config.config import load_config
 from llmserve.errors import ConfigError, ModelFileError
+from llmserve.gguf.header import Header, ModelFiles
+from llmserve.gguf.reader import read_contents
+from llmserve.gguf.validate import check_servable
 from llmserve.pool.memory import estimate
-from llmserve.registry.config import load_config
-from llmserve.registry.gguf import Header, ModelFiles
-from llmserve.registry.gguf_reader import read_contents
-from llmserve.registry.servable import check_servable
 from tests.fuzz.targets.common import check_words
 
 NUM_CELLS = 512

@@ -17,11 +17,11 @@ from llmserve.api.schemas.openai_chat import ChatRequest
 from llmserve.api.schemas.openai_completions import CompletionRequest
 from llmserve.api.schemas.openai_embeddings import EmbeddingsRequest
 from llmserve.api.schemas.responses import ResponsesRequest
+from llmserve.config.provider import Provider
 from llmserve.core import Mode, Request
 from llmserve.engine.gbnf import MAX_SYMBOLS, GrammarError, to_lark
 from llmserve.engine.grammar import check
 from llmserve.errors import InvalidRequestError
-from llmserve.registry.provider import Provider
 from llmserve.remote.anthropic import AnthropicProtocol
 from llmserve.remote.openai import OpenAIProtocol
 from llmserve.remote.protocol import ProviderProtocol

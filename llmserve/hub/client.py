@@ -39,14 +39,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 from msgspec import Struct
 
+from llmserve.config.hub_ref import DEFAULT_REVISION, HubRef, check_repo_path
+from llmserve.config.sizes import human
 from llmserve.errors import HubError, HubUnreachableError
-from llmserve.registry.cache import default_cache_dir, repo_path
-from llmserve.registry.guard import guard_library, guarded_client
-from llmserve.registry.progress import Progress
-from llmserve.registry.quants import RepoFile
-from llmserve.registry.refs import DEFAULT_REVISION, HubRef, check_repo_path
-from llmserve.registry.sizes import human
-from llmserve.registry.transfer import TransferError, download
+from llmserve.hub.cache import default_cache_dir, repo_path
+from llmserve.hub.download import TransferError, download
+from llmserve.hub.progress import Progress
+from llmserve.hub.quants import RepoFile
+from llmserve.hub.redirects import guard_library, guarded_client
 
 API_TIMEOUT_S = 20.0
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import httpx2
 from huggingface_hub import hf_raise_for_status
 
-from llmserve.registry.progress import Progress
+from llmserve.hub.progress import Progress
 
 TIMEOUT_S = 30.0  # for the connection, and between two packets
 MAX_ATTEMPTS = 6  # in a row that brought nothing

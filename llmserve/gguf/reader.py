@@ -14,8 +14,8 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct
 
-from llmserve.registry.cursor import MAX_STRINGS, Cursor
-from llmserve.registry.ggml import REMOVED_TENSOR_TYPES, TENSOR_TYPES, TensorType
+from llmserve.gguf.cursor import MAX_STRINGS, Cursor
+from llmserve.gguf.tensor_types import REMOVED_TENSOR_TYPES, TENSOR_TYPES, TensorType
 
 # Caps far above every real model (thousands of tensors, 262k tokens, 515k merges).
 MAX_KEYS: Final = 4_096

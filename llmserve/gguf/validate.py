@@ -8,10 +8,10 @@ rules that hold for every architecture are here; a child process takes what gets
 import math
 from typing import TYPE_CHECKING, Final
 
-from llmserve.registry.gguf_reader import TensorInfo
+from llmserve.gguf.reader import TensorInfo
 
 if TYPE_CHECKING:
-    from llmserve.registry.gguf import Header, ModelFiles
+    from llmserve.gguf.header import Header, ModelFiles
 
 _ROPE_SCALINGS: Final = ("none", "linear", "yarn", "longrope")
 _MAPPED_ALIGNMENT: Final = 32  # TENSOR_ALIGNMENT of ggml-impl.h; a file is mapped as it is

@@ -11,9 +11,9 @@ The layout is huggingface_hub's documented one, shared with other tools:
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmserve.config.hub_ref import DEFAULT_REVISION, HubRef
 from llmserve.errors import ModelFileError
-from llmserve.registry.quants import RepoFile, choose, group
-from llmserve.registry.refs import DEFAULT_REVISION, HubRef
+from llmserve.hub.quants import RepoFile, choose, group
 
 
 def default_cache_dir() -> Path:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
+from llmserve.config.config import ModelSpec
+from llmserve.config.hub_ref import HubRef
+from llmserve.config.sizes import human
 from llmserve.errors import HubError, HubUnreachableError, ModelFileError
-from llmserve.registry import cache
-from llmserve.registry.config import ModelSpec
-from llmserve.registry.progress import Progress, Silent
-from llmserve.registry.quants import Weights, choose, group
-from llmserve.registry.refs import HubRef
-from llmserve.registry.sizes import human
+from llmserve.hub import cache
+from llmserve.hub.progress import Progress, Silent
+from llmserve.hub.quants import Weights, choose, group
 
 if TYPE_CHECKING:
-    from llmserve.registry.hub import Hub
+    from llmserve.hub.client import Hub
 
 
 class Fetched(Struct, frozen=True):
@@ -97,7 +97,7 @@ def fetch(ref: HubRef, *, progress: Progress | None = None, hub: "Hub | None" = 
     Goes on where an earlier, interrupted run stopped. Without a connection, what is on disk is the
     answer. Raises `ModelFileError`.
     """
-    from llmserve.registry.hub import Hub  # slow to import, and most starts need no hub
+    from llmserve.hub.client import Hub  # slow to import, and most starts need no hub
 
     hub = hub or Hub()
     progress = progress or Silent()

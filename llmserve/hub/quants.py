@@ -15,9 +15,9 @@ from pathlib import PurePosixPath
 
 from msgspec import Struct
 
+from llmserve.config.hub_ref import HubRef
+from llmserve.config.sizes import human
 from llmserve.errors import ModelFileError
-from llmserve.registry.refs import HubRef
-from llmserve.registry.sizes import human
 
 DEFAULT_QUANT = "Q4_K_M"  # the best-known balance of quality and size
 MIN_BITS = 4  # below it, small models lose too much to be anybody's default

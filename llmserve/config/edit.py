@@ -13,9 +13,9 @@ from pathlib import Path
 
 import tomlkit
 
+from llmserve.config.config import Config, load_config
+from llmserve.config.hub_ref import HubRef
 from llmserve.errors import ConfigError
-from llmserve.registry.config import Config, load_config
-from llmserve.registry.refs import HubRef
 
 
 def check_free(config: Config, name: str) -> None:

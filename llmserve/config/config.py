@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_ty
 import msgspec
 from msgspec import Meta, Struct, field
 
+from llmserve.config.fallback import chain, way_back
+from llmserve.config.hub_ref import BadRefError, HubRef, make_ref
+from llmserve.config.provider import KEYS as PROVIDER_KEYS
+from llmserve.config.provider import Extra, Provider, Retry, check_provider
+from llmserve.config.units import Duration, Headers, HostName, Origin, Size
 from llmserve.core import Mode, Pooling
 from llmserve.errors import ConfigError
-from llmserve.registry.fallback import chain, way_back
-from llmserve.registry.provider import KEYS as PROVIDER_KEYS
-from llmserve.registry.provider import Extra, Provider, Retry, check_provider
-from llmserve.registry.refs import BadRefError, HubRef, make_ref
-from llmserve.registry.units import Duration, Headers, HostName, Origin, Size
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=1)]

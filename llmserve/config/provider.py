@@ -1,7 +1,7 @@
 """The keys of a `[models.NAME]` that is answered by a remote provider, and their checks.
 
 Pure: nothing is resolved or connected. A failed check is a `ValueError` that says what is wrong
-and how to mend it; `registry/config.py` puts the file and the key in front.
+and how to mend it; `config/config.py` puts the file and the key in front.
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
-from llmserve.registry.units import Duration, Headers
+from llmserve.config.units import Duration, Headers
 
 # What servers of the OpenAI protocol may take beyond OpenAI's own API.
 Extra = Literal[

@@ -15,9 +15,9 @@ from typing import Final
 from msgspec import Struct
 
 from llmserve.errors import ModelFileError, harmless
-from llmserve.registry.ggml import FILE_TYPES, GUESSED_FILE_TYPE
-from llmserve.registry.gguf_reader import Omitted, TensorInfo, Value, read_contents
-from llmserve.registry.servable import check_servable
+from llmserve.gguf.reader import Omitted, TensorInfo, Value, read_contents
+from llmserve.gguf.tensor_types import FILE_TYPES, GUESSED_FILE_TYPE
+from llmserve.gguf.validate import check_servable
 
 MAX_PARTS: Final = 1_024
 
