@@ -9,12 +9,12 @@ from llmserve.auth.keyring import Keyring
 from llmserve.config.config import Config, ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.isolation.opener import ProcessOpener
-from llmserve.metrics import Metrics
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.pool import Pool
 from llmserve.pool.threads import ThreadOpener
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import Tracing

@@ -38,12 +38,12 @@ from llmserve.errors import (
 )
 from llmserve.hub.locate import check_files
 from llmserve.isolation.retries import Retries
-from llmserve.metrics import Metrics
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.remote.remotes import Remotes
-from llmserve.telemetry.record import current_record
-from llmserve.telemetry.watch import Watch
+from llmserve.telemetry.metrics import Metrics
+from llmserve.telemetry.observer import Watch
+from llmserve.telemetry.request_record import current_record
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import Tracing

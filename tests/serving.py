@@ -25,7 +25,6 @@ from llmserve.auth.keyring import Keyring
 from llmserve.config.config import Config, ModelSpec, ServerConfig, load_config
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
-from llmserve.metrics import Metrics
 from llmserve.pool.loader import observers, policy
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
@@ -33,6 +32,7 @@ from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.remote.bounds import Bounds
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.metrics import Metrics
 from llmserve.telemetry.tracing import Tracing
 from tests.fakes import FakeRuntime, ScriptedRuntime
 

@@ -27,13 +27,13 @@ from llmserve.errors import EngineCrashedError, ModelQuarantinedError, RequestLo
 from llmserve.gateway import Gateway
 from llmserve.isolation import restarts
 from llmserve.isolation.opener import ProcessOpener
-from llmserve.metrics import Metrics
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.remote.remotes import Remotes
+from llmserve.telemetry.metrics import Metrics
 from tests.isolation import aborting
 from tests.isolation.children import open_child, until
 from tests.isolation.library import Script

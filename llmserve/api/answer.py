@@ -34,7 +34,7 @@ from llmserve.core import (
     ToolCallDelta,
 )
 from llmserve.errors import LlmserveError, as_llmserve_error
-from llmserve.telemetry.record import note_error
+from llmserve.telemetry.request_record import note_error
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

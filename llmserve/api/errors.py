@@ -25,7 +25,7 @@ from llmserve.errors import (
     RateLimitError,
     as_llmserve_error,
 )
-from llmserve.telemetry.record import DISCONNECTED, note_error
+from llmserve.telemetry.request_record import DISCONNECTED, note_error
 
 LINGER_S = 2.0  # for a client to read why it was refused, while what it still sends is dropped
 LINGER_BYTES = 32 << 20

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.api.request_id import given_id, new_id
 from llmserve.errors import LlmserveError
-from llmserve.telemetry.record import RequestRecord, note_error, set_current
+from llmserve.telemetry.request_record import RequestRecord, note_error, set_current
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import RequestSpan, Tracing

@@ -43,9 +43,9 @@ def _remote(config: Config, name: str) -> ModelSpec:
 
 async def _check(spec: ModelSpec) -> bool:
     # Here, not above: `llmserve --help` need not import a client.
-    from llmserve.metrics import Metrics
     from llmserve.remote.probe import probe
     from llmserve.remote.remotes import Remotes
+    from llmserve.telemetry.metrics import Metrics
 
     assert spec.remote
     is_ok = True

@@ -48,8 +48,8 @@ from llmserve.isolation.messages import (
     Tokens,
     Vectors,
 )
-from llmserve.telemetry.outline import outline
-from llmserve.telemetry.record import RequestRecord, set_current
+from llmserve.telemetry.request_record import RequestRecord, set_current
+from llmserve.telemetry.traceback import outline
 
 log = logging.getLogger("llmserve.isolation.child")  # not __main__
 

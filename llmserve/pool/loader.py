@@ -19,10 +19,10 @@ from llmserve.engine.runtime import LlamaParams
 from llmserve.engine.thread import ModelThread
 from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.hub.locate import locate_all, obtain
-from llmserve.metrics import Metrics
 from llmserve.pool.memory import repacked_types
 from llmserve.pool.placement import Placement, place
 from llmserve.pool.progress import DownloadProgress, Progress
+from llmserve.telemetry.metrics import Metrics
 
 
 class Opener(Protocol):

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from llmserve.config.config import ModelSpec
 from llmserve.config.provider import Provider, is_private
-from llmserve.metrics import Metrics
 from llmserve.remote.bounds import Bounds
+from llmserve.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llmserve.remote.client import Link

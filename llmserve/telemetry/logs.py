@@ -15,8 +15,8 @@ from typing import Literal, TextIO, TypeAlias
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from llmserve.telemetry.outline import outline
-from llmserve.telemetry.record import MAX_TEXT_LEN, current_record
+from llmserve.telemetry.request_record import MAX_TEXT_LEN, current_record
+from llmserve.telemetry.traceback import outline
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 

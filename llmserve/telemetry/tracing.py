@@ -17,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 from llmserve import __version__
 from llmserve.config.config import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, Finished, Mode, Request
-from llmserve.telemetry.record import RequestRecord
+from llmserve.telemetry.request_record import RequestRecord
 
 Attributes = dict[str, AttributeValue]
 

@@ -6,7 +6,7 @@ import logging
 
 from llmserve.isolation.child import Child, _ToServer
 from llmserve.isolation.messages import FromChild, LogRecord
-from llmserve.telemetry.record import RequestRecord, set_current
+from llmserve.telemetry.request_record import RequestRecord, set_current
 
 CANARY = "canary-90ce"
 

@@ -13,13 +13,13 @@ from llmserve.config.config import ModelSpec
 from llmserve.engine import opening
 from llmserve.engine.llama import LlamaRuntime, library
 from llmserve.errors import LlmserveError, ModelFileError
-from llmserve.metrics import Metrics
 from llmserve.pool import loader
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.pool.threads import ThreadOpener
+from llmserve.telemetry.metrics import Metrics
 from tests.serving import wait_until
 from tests.tiny_models import write_llama
 

@@ -16,10 +16,10 @@ import pytest
 
 from llmserve.config.config import load_config
 from llmserve.isolation.opener import OVERHEAD_BYTES
-from llmserve.metrics import Metrics
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.progress import Progress
 from llmserve.pool.threads import ThreadOpener
+from llmserve.telemetry.metrics import Metrics
 from tests.serving import ServerProcess, server_process
 from tests.tiny_models import write_llama
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.telemetry import logs
-from llmserve.telemetry.record import RequestRecord, set_current
+from llmserve.telemetry.request_record import RequestRecord, set_current
 
 SECRET = "canary-5d1f"
 

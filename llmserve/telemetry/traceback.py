@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Iterator
 
-from llmserve.telemetry.record import current_record
+from llmserve.telemetry.request_record import current_record
 
 _MAX_LEN = 8000
 _MAX_DEPTH = 8

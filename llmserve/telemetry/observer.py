@@ -21,8 +21,8 @@ from llmserve.core import (
     ToolCallDelta,
 )
 from llmserve.errors import LlmserveError
-from llmserve.metrics import Metrics
-from llmserve.telemetry.record import DISCONNECTED, MAX_TEXT_LEN, current_record
+from llmserve.telemetry.metrics import Metrics
+from llmserve.telemetry.request_record import DISCONNECTED, MAX_TEXT_LEN, current_record
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import ModelSpan, Tracing
