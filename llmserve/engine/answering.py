@@ -6,10 +6,10 @@ A request that can only be answered with text is read as text: its plan has no r
 import functools
 from typing import NamedTuple
 
-from llmserve.chat.formats.grammar import call_grammar
-from llmserve.chat.formats.schemas import ANY_OBJECT, value_types
-from llmserve.chat.formats.table import markers_of
-from llmserve.chat.style import ChatStyle
+from llmserve.chat.chat_format import ChatStyle
+from llmserve.chat.tools.formats.table import markers_of
+from llmserve.chat.tools.grammar import call_grammar
+from llmserve.chat.tools.schemas import ANY_OBJECT, value_types
 from llmserve.core import Constraint, Request, ToolUse
 from llmserve.engine.grammar import SCHEMA_OPTIONS, check
 from llmserve.engine.reading import Reading

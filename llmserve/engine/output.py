@@ -9,7 +9,7 @@ import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmserve.chat.formats.parser import Segment
+from llmserve.chat.tools.parser import Segment
 
 
 class Piece(NamedTuple):

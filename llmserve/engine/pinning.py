@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
-from llmserve.chat.style import ChatStyle
+from llmserve.chat.chat_format import ChatStyle
 from llmserve.core import SamplingParams
 from llmserve.engine.costs import Costs
 from llmserve.engine.disk import DiskOptions

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.mode import resolve_mode
-from llmserve.chat.style import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine.radix import num_common

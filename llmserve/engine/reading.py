@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from llmserve.chat.formats.parser import Parser, Segment
-from llmserve.chat.formats.table import FORMATS, START, THOUGHT, Thinking, states_of
+from llmserve.chat.tools.formats.table import FORMATS, START, THOUGHT, Thinking, states_of
+from llmserve.chat.tools.parser import Parser, Segment
 from llmserve.core import Delta
 from llmserve.engine.output import Piece, TextStream
 

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmserve.chat import meter, sandbox
 from llmserve.chat import template as module
-from llmserve.chat.style import ChatStyle
+from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Tool, ToolCall, ToolUse
 from llmserve.engine.prompt import load_style

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.chat.style import ChatStyle
+from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Tool, ToolCall, ToolUse
 from llmserve.errors import InvalidRequestError

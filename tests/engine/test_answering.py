@@ -9,7 +9,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from llmserve.chat.formats.parser import Segment
+from llmserve.chat.tools.parser import Segment
 from llmserve.core import (
     Constraint,
     Delta,

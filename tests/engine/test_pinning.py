@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.chat.style import ChatStyle
+from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Finished, Message, Request, SamplingParams
 from llmserve.engine import prompt as prompt_module

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmserve.chat.style import ChatStyle
+from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
 from llmserve.engine import prompt

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.chat.formats.parser import Segment
-from llmserve.chat.formats.table import THINKING
+from llmserve.chat.tools.formats.table import THINKING
+from llmserve.chat.tools.parser import Segment
 from llmserve.engine.output import TextStream
 from llmserve.engine.reading import Reader, Reading
 from tests.chat.formats.understood import Understood, understand

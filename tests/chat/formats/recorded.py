@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from llmserve.chat.formats.table import (
+from llmserve.chat.tools.formats.table import (
     DEEPSEEK,
     DEEPSEEK_31,
     GENERIC,
@@ -16,7 +16,7 @@ from llmserve.chat.formats.table import (
     Format,
     Thinking,
 )
-from llmserve.chat.formats.values import ValueTypes
+from llmserve.chat.tools.values import ValueTypes
 
 THINK, MISTRAL_THINK, SEED_THINK = THINKING
 Call = tuple[str, Any]  # the arguments decoded

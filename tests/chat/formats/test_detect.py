@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.chat.formats.detect import detect_format, detect_thinking
+from llmserve.chat.tools.formats.detect import detect_format, detect_thinking
 from tests.chat import templates
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmserve.chat.formats.parser import Parser, Segment
+from llmserve.chat.tools.parser import Parser, Segment
 from llmserve.core import Delta, ReasoningDelta, ToolCallDelta
 
 

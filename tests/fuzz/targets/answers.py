@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from llmserve.chat.formats.parser import Parser
-from llmserve.chat.formats.table import FORMATS, START, THINKING, THOUGHT, states_of
+from llmserve.chat.tools.formats.table import FORMATS, START, THINKING, THOUGHT, states_of
+from llmserve.chat.tools.parser import Parser
 from llmserve.core import Delta, EmbeddingRequest, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import LlmserveError
 from llmserve.remote import embeddings

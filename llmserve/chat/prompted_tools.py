@@ -10,8 +10,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from llmserve.chat.formats.table import Writing
-from llmserve.chat.formats.writing import write_calls
+from llmserve.chat.tools.formats.table import Writing
+from llmserve.chat.writing import write_calls
 from llmserve.core import Message, ToolCall
 
 _PROMPT = """\

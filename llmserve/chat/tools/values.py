@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from llmserve.chat.formats.json_text import as_json, quoted
+from llmserve.chat.tools.json_scan import as_json, quoted
 
 ValueTypes = Mapping[str, frozenset[str]]  # JSON types by parameter; one that is not there: any
 

@@ -6,7 +6,7 @@ A template shows a model its own earlier calls, so it has the markers of the for
 
 from typing import NamedTuple
 
-from llmserve.chat.formats.table import (
+from llmserve.chat.tools.formats.table import (
     DEEPSEEK,
     DEEPSEEK_31,
     HARMONY,

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from llmserve.chat.formats.json_text import JsonScan, read_call
-from llmserve.chat.formats.table import START, TEXT, Kind, State
-from llmserve.chat.formats.values import ValueTypes, WrittenObject
+from llmserve.chat.tools.formats.table import START, TEXT, Kind, State
+from llmserve.chat.tools.json_scan import JsonScan, read_call
+from llmserve.chat.tools.values import ValueTypes, WrittenObject
 from llmserve.core import Delta, Part, ReasoningDelta, ToolCallDelta
 
 NO_TYPES: Mapping[str, ValueTypes] = MappingProxyType({})

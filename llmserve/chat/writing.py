@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from llmserve.chat.formats.table import Writing
+from llmserve.chat.tools.formats.table import Writing
 from llmserve.core import ToolCall
 
 

@@ -2,7 +2,7 @@
 
 A format is a set of states. Each says what its text is, and by which marker it is left for which
 other; `parser.py` runs them. How a call is written as a whole is in `Writing`, from which the
-grammars (`grammar.py`) and the prompts for models without tools (`chat/generic.py`) are made.
+grammars (`grammar.py`) and the prompts for models without tools (`chat/prompted_tools.py`) are made.
 
 Sources: the models' own chat templates, and the outputs that llama.cpp's `common/chat.cpp` and
 vLLM's `tool_parsers` are tested with.

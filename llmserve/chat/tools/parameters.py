@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, Protocol
 
-from llmserve.chat.formats.schemas import Schema, properties, resolve, types_of
+from llmserve.chat.tools.schemas import Schema, properties, resolve, types_of
 from llmserve.errors import InvalidRequestError
 
 END = json.dumps("\n</parameter>\n")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmserve.chat.formats.json_text import json_types
+from llmserve.chat.tools.json_scan import json_types
 from llmserve.core import Tool
 from llmserve.errors import InvalidRequestError
 

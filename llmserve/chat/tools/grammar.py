@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmserve.chat.formats.parameters import parameter_rule
-from llmserve.chat.formats.schemas import argument_schema
-from llmserve.chat.formats.table import Format
+from llmserve.chat.tools.formats.table import Format
+from llmserve.chat.tools.parameters import parameter_rule
+from llmserve.chat.tools.schemas import argument_schema
 from llmserve.core import Tool, ToolUse
 from llmserve.errors import InvalidRequestError
 
