@@ -68,7 +68,7 @@ class Message(Struct, frozen=True):
 
 
 class SamplingParams(Struct, frozen=True):
-    """How one token is chosen from the logits; see `engine/sampling.py` for the exact order.
+    """How one token is chosen from the logits; see `engine/sampling/sampler.py` for the exact order.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 keep everything. The penalties
     follow OpenAI's formula over the generated tokens. `logit_bias` maps token ids to an addend.
@@ -85,7 +85,7 @@ class SamplingParams(Struct, frozen=True):
 
 
 class Constraint(Struct, frozen=True):
-    """What the whole answer must match; see `engine/constraint.py`."""
+    """What the whole answer must match; see `engine/structured/compiler.py`."""
 
     # json: any JSON object; calls: a grammar that was made of the request's tools
     kind: Literal["json", "json_schema", "regex", "lark", "gbnf", "calls"]
@@ -225,7 +225,7 @@ class PromptLogprobs(Struct, frozen=True, tag=True):
 class Delta(Struct, frozen=True, tag=True):
     """New text. Never ends inside a character or a possible stop string.
 
-    `logprobs` has the tokens whose text ends in it; see `engine/logprobs.py` for which are listed.
+    `logprobs` has the tokens whose text ends in it; see `engine/sampling/logprobs.py` for which are listed.
     Only empty where these have no text, so never without `Request.num_logprobs`.
     """
 

@@ -19,7 +19,7 @@ from llmserve.auth.keys import Key
 from llmserve.config.config import Config, ConfigChange, ModelSpec, compare, load_config
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
 from llmserve.deadline import limited, within
-from llmserve.engine.facade import Facade
+from llmserve.engine.interface import Facade
 from llmserve.errors import (
     ConfigError,
     InvalidRequestError,

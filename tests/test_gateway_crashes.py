@@ -21,7 +21,7 @@ from llmserve.core import (
     SamplingParams,
     Started,
 )
-from llmserve.engine.facade import Facade
+from llmserve.engine.interface import Facade
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import EngineCrashedError, ModelQuarantinedError, RequestLostError
 from llmserve.gateway import Gateway

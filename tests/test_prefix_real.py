@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.engine.kv import MIN_PREFIX
+from llmserve.engine.kvcache.manager import MIN_PREFIX
 from tests.serving import ServerProcess, server_process
 
 CONFIG = """

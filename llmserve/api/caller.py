@@ -12,7 +12,7 @@ from llmserve.auth.bill import Bill
 from llmserve.auth.keyring import Grant
 from llmserve.config.config import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream
-from llmserve.engine.facade import Facade
+from llmserve.engine.interface import Facade
 from llmserve.errors import ModelNotFoundError
 from llmserve.gateway import Gateway
 

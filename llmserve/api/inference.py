@@ -26,7 +26,7 @@ from llmserve.api.schemas.native import (
 )
 from llmserve.api.upload import read_body
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
-from llmserve.engine.gbnf import syntax_of
+from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway
 

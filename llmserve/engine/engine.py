@@ -22,12 +22,10 @@ from llmserve.core import (
     Request,
     Started,
 )
-from llmserve.engine import embedding, prompt
-from llmserve.engine.admission import Admission, Policy
-from llmserve.engine.compiling import Compiling
-from llmserve.engine.disk import DiskOptions
-from llmserve.engine.encoder import Encoder
-from llmserve.engine.facade import Crash
+from llmserve.engine.input import embedding, prompt
+from llmserve.engine.input.processor import Encoder
+from llmserve.engine.interface import Crash
+from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -38,11 +36,13 @@ from llmserve.engine.messages import (
     StepStats,
     Submit,
 )
-from llmserve.engine.news import QueueNews
-from llmserve.engine.pinning import PinOptions
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
+from llmserve.engine.scheduler.news import QueueNews
+from llmserve.engine.scheduler.queue import Admission, Policy
+from llmserve.engine.structured.compiling import Compiling
 from llmserve.engine.thread import ModelThread
-from llmserve.engine.worker import Worker
+from llmserve.engine.worker.pinning import PinOptions
+from llmserve.engine.worker.worker import Worker
 from llmserve.errors import (
     EngineError,
     InvalidRequestError,

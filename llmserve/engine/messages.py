@@ -6,7 +6,7 @@ Frozen Structs of plain data: they cross a thread today and can cross a process 
 from msgspec import Struct
 
 from llmserve.core import Constraint, Finished, Part, SamplingParams
-from llmserve.engine.reading import Reading
+from llmserve.engine.output.parser import Reading
 
 
 class Submit(Struct, frozen=True, tag=True):

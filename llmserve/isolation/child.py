@@ -19,8 +19,8 @@ from pathlib import Path
 
 from llmserve.core import EmbeddingRequest, Request
 from llmserve.engine.engine import Engine
-from llmserve.engine.opening import Library, library, open_engine
-from llmserve.engine.order import Order
+from llmserve.engine.load_spec import Order
+from llmserve.engine.loading import Library, library, open_engine
 from llmserve.errors import LlmserveError, as_llmserve_error
 from llmserve.isolation.channel import ChannelError, Connection
 from llmserve.isolation.messages import (

@@ -23,7 +23,7 @@ from llmserve.core import (
     Request,
     Started,
 )
-from llmserve.engine.facade import Crash
+from llmserve.engine.interface import Crash
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import ModelInfo, RuntimeLimits
 from llmserve.errors import (

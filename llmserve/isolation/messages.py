@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from llmserve import errors
 from llmserve.core import EmbeddingRequest, Embeddings, Event, Request
+from llmserve.engine.load_spec import Machine, Order
 from llmserve.engine.messages import Load, StepStats
-from llmserve.engine.order import Machine, Order
 from llmserve.engine.runtime import ModelInfo, RuntimeLimits
 from llmserve.errors import LlmserveError
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import psutil
 
+from llmserve.engine.load_spec import LIBRARY, LoadProgress, Machine, Order
 from llmserve.engine.messages import Load, StepStats
-from llmserve.engine.order import LIBRARY, LoadProgress, Machine, Order
 from llmserve.isolation.engine import ProcessEngine
 from llmserve.isolation.messages import FromChild, NotLoaded, Open, Progress, Ready
 from llmserve.isolation.process import ChildProcess, crashed, first_of

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from llmserve.engine.order import Machine
+from llmserve.engine.load_spec import Machine
 from llmserve.errors import EngineCrashedError, harmless
 from llmserve.isolation.channel import ChannelError, Connection
 from llmserve.isolation.messages import FromChild, Hello, LogRecord, ToChild

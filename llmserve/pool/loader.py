@@ -11,11 +11,11 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine.admission import Policy
-from llmserve.engine.facade import Facade
+from llmserve.engine.interface import Facade
+from llmserve.engine.load_spec import DiskOrder, LoadProgress, Machine, Order
 from llmserve.engine.messages import Load, StepStats
-from llmserve.engine.order import DiskOrder, LoadProgress, Machine, Order
 from llmserve.engine.runtime import LlamaParams
+from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.thread import ModelThread
 from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.hub.locate import locate_all, obtain

@@ -6,7 +6,7 @@ import time
 from enum import StrEnum
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine.facade import Crash, Facade
+from llmserve.engine.interface import Crash, Facade
 from llmserve.errors import LlmserveError
 from llmserve.hub.locate import Stamp
 from llmserve.isolation.restarts import Restarts

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine.facade import Crash, Facade
+from llmserve.engine.interface import Crash, Facade
 from llmserve.errors import (
     EngineCrashedError,
     LlmserveError,

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llmserve.engine.load_spec import LIBRARY, LoadProgress, Machine, Order
 from llmserve.engine.messages import Load, StepStats
-from llmserve.engine.order import LIBRARY, LoadProgress, Machine, Order
 
 if TYPE_CHECKING:
     from llmserve.engine.engine import Engine
-    from llmserve.engine.opening import Library
+    from llmserve.engine.loading import Library
 
 
 class ThreadOpener:
@@ -36,7 +36,7 @@ class ThreadOpener:
         on_load: Callable[[Load], None],
     ) -> "Engine":
         """Raises `ModelFileError` or `EngineError`. A thread cannot be ended when it stalls."""
-        from llmserve.engine.opening import open_engine
+        from llmserve.engine.loading import open_engine
 
         return await open_engine(
             order,
@@ -48,6 +48,6 @@ class ThreadOpener:
 
     def _load_library(self) -> "Library":
         # Imported when first needed: a server without a loaded model stays small.
-        from llmserve.engine.opening import library
+        from llmserve.engine.loading import library
 
         return library(self._library)

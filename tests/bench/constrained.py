@@ -9,8 +9,8 @@ from typing import Any
 
 from llmserve.config.config import load_config
 from llmserve.core import Constraint
-from llmserve.engine.constraint import Compiler
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.structured.compiler import Compiler
 from llmserve.hub.locate import locate
 from tests.bench.figures import Figure, percentile
 from tests.bench.targets import Native, Server

@@ -15,7 +15,7 @@ from llmserve.chat import template as module
 from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Tool, ToolCall, ToolUse
-from llmserve.engine.prompt import load_style
+from llmserve.engine.input.prompt import load_style
 from llmserve.errors import InvalidRequestError
 from tests.chat import templates
 from tests.chat.bombs import BOMBS

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmserve.core import FinishReason, SamplingParams
-from llmserve.engine.output import TextStream
+from llmserve.engine.output.text import TextStream
 from llmserve.engine.runtime import Chunk
-from llmserve.engine.sampling import Sampler
+from llmserve.engine.sampling.sampler import Sampler
 from tests.fakes import EOS, FakeRuntime
 
 GREEDY = SamplingParams(temperature=0)

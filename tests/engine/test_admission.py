@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.admission import Admission, Policy
 from llmserve.engine.messages import QueueReport, Waiting
+from llmserve.engine.scheduler.queue import Admission, Policy
 from llmserve.errors import QueueFullError
 
 

@@ -25,9 +25,9 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine.answering import Answering
 from llmserve.engine.engine import Engine
-from llmserve.engine.prompt import load_style
+from llmserve.engine.input.answer_plan import Answering
+from llmserve.engine.input.prompt import load_style
 from llmserve.errors import InvalidRequestError
 from tests.chat import templates
 from tests.chat.formats.understood import Understood, understand

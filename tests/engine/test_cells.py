@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.cells import SharedCells
+from llmserve.engine.kvcache.shared_cells import SharedCells
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 9)), max_size=25))

@@ -23,12 +23,12 @@ from llmserve.core import (
     Request,
     SamplingParams,
 )
-from llmserve.engine import compiling
-from llmserve.engine import constraint as module
-from llmserve.engine.admission import Policy
-from llmserve.engine.constraint import Compiler, MaskFiller
 from llmserve.engine.engine import Engine
-from llmserve.engine.grammar import field_of
+from llmserve.engine.scheduler.queue import Policy
+from llmserve.engine.structured import compiler as module
+from llmserve.engine.structured import compiling
+from llmserve.engine.structured.compiler import Compiler, MaskFiller
+from llmserve.engine.structured.grammar import field_of
 from llmserve.errors import EngineError, InvalidRequestError
 from tests.engine.schemas import Schema, is_valid, schemas
 from tests.fakes import EOS, FakeRuntime

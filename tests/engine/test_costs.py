@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.engine.costs import Costs
+from llmserve.engine.scheduler.cost_model import Costs
 
 Curve = Callable[[int, int, int], float]
 

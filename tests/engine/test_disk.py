@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Finished, SamplingParams
-from llmserve.engine import disk as disk_module
-from llmserve.engine.disk import DiskOptions, DiskStore, Piece, StateFile, fingerprint
+from llmserve.engine.kvcache import disk_store as disk_module
+from llmserve.engine.kvcache.disk_store import DiskOptions, DiskStore, Piece, StateFile, fingerprint
 from llmserve.engine.messages import Fetched
-from llmserve.engine.worker import Worker
+from llmserve.engine.worker.worker import Worker
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import Bench
 from tests.fakes import FakeRuntime

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.drafting import MATCH_LENS, MAX_DRAFT, MIN_GAIN, Drafter, best_len
+from llmserve.engine.scheduler.speculation import MATCH_LENS, MAX_DRAFT, MIN_GAIN, Drafter, best_len
 
 
 def slow_guess(tokens: list[int]) -> tuple[int, ...]:

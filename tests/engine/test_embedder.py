@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmserve.core import Vectors
-from llmserve.engine import embedder as embedder_module
-from llmserve.engine.embedder import BUSY_TOKENS, Embedder, Input, Job, plan_batch
 from llmserve.engine.messages import Embed, Embedded, Failed, StepReport
 from llmserve.engine.runtime import AbortedError, EmbeddingLimits, InputChunk
+from llmserve.engine.worker import embedding as embedder_module
+from llmserve.engine.worker.embedding import BUSY_TOKENS, Embedder, Input, Job, plan_batch
 from llmserve.errors import EngineError
 from tests.fakes import FakeRuntime, fake_vector
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
-from llmserve.engine import embedding
-from llmserve.engine.admission import Policy
-from llmserve.engine.embedding import normalized
 from llmserve.engine.engine import Engine
+from llmserve.engine.input import embedding
+from llmserve.engine.input.embedding import normalized
 from llmserve.engine.runtime import EmbeddingLimits, InputChunk
+from llmserve.engine.scheduler.queue import Policy
 from llmserve.errors import (
     EngineError,
     InvalidRequestError,

@@ -25,11 +25,11 @@ from llmserve.core import (
     SamplingParams,
     Started,
 )
-from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
-from llmserve.engine.worker import Worker
+from llmserve.engine.scheduler.queue import Policy
+from llmserve.engine.worker.worker import Worker
 from llmserve.errors import (
     EngineError,
     InvalidRequestError,

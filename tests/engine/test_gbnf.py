@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from llmserve.engine.gbnf import (
+from llmserve.engine.structured.gbnf import (
     MAX_RECURSIVE_SYMBOLS,
     MAX_RULES,
     MAX_SYMBOLS,

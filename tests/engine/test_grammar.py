@@ -1,7 +1,7 @@
 """What may be compiled, and in whose words, is in test_constraint.py."""
 
 from llmserve.core import Constraint
-from llmserve.engine.grammar import field_of
+from llmserve.engine.structured.grammar import field_of
 
 
 def test_a_field_has_its_name_in_the_native_dialect_unless_told() -> None:

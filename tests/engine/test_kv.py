@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Finished, SamplingParams, Usage
-from llmserve.engine.kv import MIN_PREFIX
+from llmserve.engine.kvcache.manager import MIN_PREFIX
 from tests.engine.solo import GREEDY, answer_alone, tokens_alone
 from tests.engine.test_worker import Bench, end_worker
 from tests.fakes import FakeRuntime

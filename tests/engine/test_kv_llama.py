@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from llmserve.core import Finished, SamplingParams
-from llmserve.engine.disk import DiskOptions
+from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
-from llmserve.engine.pinning import Pin
 from llmserve.engine.runtime import Chunk, OutOfCellsError
-from llmserve.engine.worker import Worker
+from llmserve.engine.worker.pinning import Pin
+from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.test_worker import Bench
 from tests.fakes import FakeRuntime

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llmserve.core import SampledLogprob, TokenLogprob
-from llmserve.engine.logprobs import (
+from llmserve.engine.output.text import TextStream
+from llmserve.engine.sampling.logprobs import (
     MAX_LOGPROBS,
     NUM_GROUPS,
     Floats,
@@ -18,7 +19,6 @@ from llmserve.engine.logprobs import (
     sampled_logprob,
     top_tokens,
 )
-from llmserve.engine.output import TextStream
 
 INF = float("inf")
 

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from llmserve.core import Queued
-from llmserve.engine import news as news_module
 from llmserve.engine.messages import QueueReport, Waiting
-from llmserve.engine.news import INTERVAL_S, QueueNews
+from llmserve.engine.scheduler import news as news_module
+from llmserve.engine.scheduler.news import INTERVAL_S, QueueNews
 
 
 class Clock:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmserve.engine.output import Piece, TextStream
+from llmserve.engine.output.text import Piece, TextStream
 
 
 def reference(text: str, stops: Sequence[str]) -> Piece:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.engine.parking import Parked, Parking
+from llmserve.engine.kvcache.host_store import Parked, Parking
 from llmserve.engine.runtime import State
 
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Finished, Message, Request, SamplingParams
-from llmserve.engine import prompt as prompt_module
-from llmserve.engine.disk import DiskOptions
-from llmserve.engine.kv import PINNED
+from llmserve.engine.input import prompt as prompt_module
+from llmserve.engine.kvcache.disk_store import DiskOptions
+from llmserve.engine.kvcache.manager import PINNED
 from llmserve.engine.messages import Ended, Report
-from llmserve.engine.pinning import Pin, make_pins
 from llmserve.engine.runtime import OutOfCellsError
 from llmserve.engine.thread import ModelThread
-from llmserve.engine.worker import Worker
+from llmserve.engine.worker.pinning import Pin, make_pins
+from llmserve.engine.worker.worker import Worker
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import Bench
 from tests.fakes import TEMPLATE, FakeRuntime

@@ -9,7 +9,7 @@ import pytest
 from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Message, Mode, Request
-from llmserve.engine import prompt
+from llmserve.engine.input import prompt
 from llmserve.engine.runtime import InfillTokens, ModelInfo
 from llmserve.errors import InvalidRequestError, LlmserveError, TooLargeError
 from tests.fakes import TEMPLATE, FakeRuntime

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmserve.engine.radix import Node, RadixTree
+from llmserve.engine.kvcache.radix_tree import Node, RadixTree
 
 MAX_RUN = 3
 namespaces = st.sampled_from(["", "other"])

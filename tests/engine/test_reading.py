@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from llmserve.chat.tools.formats.table import THINKING
 from llmserve.chat.tools.parser import Segment
-from llmserve.engine.output import TextStream
-from llmserve.engine.reading import Reader, Reading
+from llmserve.engine.output.parser import Reader, Reading
+from llmserve.engine.output.text import TextStream
 from tests.chat.formats.understood import Understood, understand
 
 HERMES = Reading("hermes", THINKING[0], with_calls=True)

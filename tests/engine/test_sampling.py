@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llmserve.core import SamplingParams
-from llmserve.engine.sampling import GREEDY_BELOW, Floats, Sampler, candidates, choose_tokens
+from llmserve.engine.sampling.sampler import (
+    GREEDY_BELOW,
+    Floats,
+    Sampler,
+    candidates,
+    choose_tokens,
+)
 
 EOG = frozenset([1, 4])
 INF = float("inf")

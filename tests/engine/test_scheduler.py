@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import SamplingParams
-from llmserve.engine.costs import Costs
-from llmserve.engine.lengths import OutputLengths
-from llmserve.engine.logprobs import PromptScores
-from llmserve.engine.output import TextStream
-from llmserve.engine.sampling import Sampler
-from llmserve.engine.scheduler import (
+from llmserve.engine.output.text import TextStream
+from llmserve.engine.sampling.logprobs import PromptScores
+from llmserve.engine.sampling.sampler import Sampler
+from llmserve.engine.scheduler.cost_model import Costs
+from llmserve.engine.scheduler.lengths import OutputLengths
+from llmserve.engine.scheduler.scheduler import (
     AGING,
     GROWTH_TOKENS,
     IDLE_CHUNK,
@@ -27,7 +27,7 @@ from llmserve.engine.scheduler import (
     plan_entries,
     plan_work,
 )
-from llmserve.engine.sequence import BATCH_PATIENCE_S, Sequence
+from llmserve.engine.scheduler.sequence import BATCH_PATIENCE_S, Sequence
 
 SAMPLER = Sampler(SamplingParams(temperature=0), seed=0, vocab_size=1, eog_tokens=())
 

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from llmserve.core import Delta, Finished, Mode, Request, SamplingParams
-from llmserve.engine.admission import Policy
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.messages import StepStats
 from llmserve.engine.runtime import Chunk, Logits
-from llmserve.engine.scheduler import MIN_PROGRESS, Limits, Outlook, Work, plan_work
-from llmserve.engine.sequence import Sequence as EngineSequence
+from llmserve.engine.scheduler.queue import Policy
+from llmserve.engine.scheduler.scheduler import MIN_PROGRESS, Limits, Outlook, Work, plan_work
+from llmserve.engine.scheduler.sequence import Sequence as EngineSequence
 from tests.smollm2 import MODEL
 
 PARAMS = LlamaParams(context_length=1024, max_sequences=4, num_threads=1)
@@ -75,7 +75,7 @@ def test_steps_with_streams_have_no_more_prompt_tokens_than_fit_by_what_was_lear
             allowed.append((num_prompt, max(MIN_PROGRESS, most)))
         return work
 
-    monkeypatch.setattr("llmserve.engine.worker.plan_work", planning)
+    monkeypatch.setattr("llmserve.engine.worker.worker.plan_work", planning)
     stats: list[StepStats] = []
 
     async def main() -> None:

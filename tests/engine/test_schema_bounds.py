@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.schema_bounds import check_schema, reference_depth, text_depth
+from llmserve.engine.structured.schema_limits import check_schema, reference_depth, text_depth
 from tests.engine.test_constraint import LINK, chain
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.core import Constraint
-from llmserve.engine.constraint import Compiler
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.structured.compiler import Compiler
 from llmserve.errors import InvalidRequestError
 from tests.fuzz.ggufs.dissected import strings_or_numbers, take_apart
 from tests.registry.raw_gguf import INT32

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.vocabulary import (
+from llmserve.engine.token_bounds import (
     TokenBound,
     cutting_marks,
     measure,

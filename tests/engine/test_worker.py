@@ -16,7 +16,6 @@ from llmserve.core import (
     SampledLogprob,
     SamplingParams,
 )
-from llmserve.engine import worker as worker_module
 from llmserve.engine.messages import (
     Ended,
     Failed,
@@ -29,9 +28,10 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
-from llmserve.engine.scheduler import Entries, Limits, Outlook, plan_entries
-from llmserve.engine.sequence import Sequence as EngineSequence
-from llmserve.engine.worker import Worker
+from llmserve.engine.scheduler.scheduler import Entries, Limits, Outlook, plan_entries
+from llmserve.engine.scheduler.sequence import Sequence as EngineSequence
+from llmserve.engine.worker import worker as worker_module
+from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.solo import GREEDY, Answer, answer_alone
 from tests.fakes import FakeRuntime, reference_greedy

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.core import Finished
-from llmserve.engine.costs import Costs
 from llmserve.engine.messages import Failed
 from llmserve.engine.runtime import Chunk, Logits
+from llmserve.engine.scheduler.cost_model import Costs
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import ENDLESS, Bench
 from tests.fakes import FakeRuntime

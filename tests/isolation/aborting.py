@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from llmserve.engine.order import Machine, Order
+from llmserve.engine.load_spec import Machine, Order
 from llmserve.engine.runtime import Runtime
 
 NAME = __name__

@@ -12,9 +12,9 @@ import psutil
 
 from llmserve.core import Event, Mode, Request, SamplingParams, Started
 from llmserve.engine.engine import Engine
+from llmserve.engine.load_spec import Order
+from llmserve.engine.loading import open_engine
 from llmserve.engine.messages import Load, StepStats
-from llmserve.engine.opening import open_engine
-from llmserve.engine.order import Order
 from llmserve.engine.runtime import LlamaParams
 from llmserve.isolation.engine import ProcessEngine
 from llmserve.isolation.opener import ProcessOpener

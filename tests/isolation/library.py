@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from llmserve.engine.order import Machine, Order
+from llmserve.engine.load_spec import Machine, Order
 from llmserve.engine.runtime import Chunk, EmbeddingLimits, Logits, Runtime
 from llmserve.errors import ModelFileError
 from tests.fakes import FakeRuntime

@@ -25,9 +25,9 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine.admission import Policy
-from llmserve.engine.facade import Crash
+from llmserve.engine.interface import Crash
 from llmserve.engine.runtime import EmbeddingLimits
+from llmserve.engine.scheduler.queue import Policy
 from llmserve.errors import (
     EngineCrashedError,
     InvalidRequestError,

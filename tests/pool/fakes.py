@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine.facade import Crash, Facade
+from llmserve.engine.interface import Crash, Facade
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress

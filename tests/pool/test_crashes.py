@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine.facade import Crash
+from llmserve.engine.interface import Crash
 from llmserve.errors import (
     EngineCrashedError,
     LlmserveError,

@@ -10,8 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine import opening
-from llmserve.engine.llama import LlamaRuntime, library
+from llmserve.engine import loading as opening
+from llmserve.engine.llama import LlamaRuntime
+from llmserve.engine.llama import backend as library
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.pool import loader
 from llmserve.pool.loader import EngineLoader

@@ -6,7 +6,7 @@ import msgspec
 
 from llmserve.api.schemas.openai import GenerationRequest, StructuredOutputs
 from llmserve.core import Constraint
-from llmserve.engine.gbnf import syntax_of
+from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
 
 

@@ -47,7 +47,7 @@ class JsonObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag
 
 
 class JsonSchema(Struct, forbid_unknown_fields=True):
-    schema: JsonObject  # engine/constraint.py bounds it
+    schema: JsonObject  # engine/structured/compiler.py bounds it
     name: Annotated[str, Meta(max_length=256)] | None = None
     description: Annotated[str, Meta(max_length=4096)] | None = None
     strict: bool | None = None  # it is enforced either way

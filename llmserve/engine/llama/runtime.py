@@ -43,7 +43,7 @@ from llmserve.engine.runtime import (
     RuntimeLimits,
     State,
 )
-from llmserve.engine.vocabulary import cutting_marks, parts_of
+from llmserve.engine.token_bounds import cutting_marks, parts_of
 from llmserve.errors import EngineError, ModelFileError, harmless
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import llama_cpp.llama_cpp as lib
 from msgspec.structs import astuple
 
 from llmserve.engine.runtime import InfillTokens, ModelInfo
-from llmserve.engine.vocabulary import TokenBound, measure
+from llmserve.engine.token_bounds import TokenBound, measure
 from llmserve.errors import EngineError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmserve import core
+from llmserve.engine.input.prompt import encode, load_style
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
-from llmserve.engine.prompt import encode, load_style
 from llmserve.engine.runtime import Chunk, Logits
 
 CONTEXT_LENGTH = 2048

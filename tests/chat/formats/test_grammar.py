@@ -17,7 +17,7 @@ from llmserve.chat.tools.parser import Parser
 from llmserve.chat.tools.schemas import argument_schema, types_of, value_types
 from llmserve.chat.writing import write_calls
 from llmserve.core import Tool, ToolCall, ToolUse
-from llmserve.engine.grammar import SCHEMA_OPTIONS
+from llmserve.engine.structured.grammar import SCHEMA_OPTIONS
 from llmserve.errors import InvalidRequestError
 from tests.api.test_fuzz import json_values
 from tests.chat.formats.understood import run, understand

@@ -32,13 +32,11 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine import prompt
 from llmserve.engine.engine import Engine
-from llmserve.engine.grammar import SCHEMA_OPTIONS
+from llmserve.engine.input import prompt
 from llmserve.engine.llama import LlamaParams, LlamaRuntime, call
 from llmserve.engine.llama import runtime as llama
 from llmserve.engine.llama.vocab import token_to_piece
-from llmserve.engine.logprobs import sampled_logprob
 from llmserve.engine.runtime import (
     AbortedError,
     Chunk,
@@ -47,7 +45,9 @@ from llmserve.engine.runtime import (
     Marker,
     OutOfCellsError,
 )
-from llmserve.engine.vocabulary import min_tokens
+from llmserve.engine.sampling.logprobs import sampled_logprob
+from llmserve.engine.structured.grammar import SCHEMA_OPTIONS
+from llmserve.engine.token_bounds import min_tokens
 from llmserve.errors import EngineError, ModelFileError
 from tests.smollm2 import MODEL
 from tests.tiny_models import write_llama

@@ -19,8 +19,8 @@ from llmserve.api.schemas.openai_embeddings import EmbeddingsRequest
 from llmserve.api.schemas.responses import ResponsesRequest
 from llmserve.config.provider import Provider
 from llmserve.core import Mode, Request
-from llmserve.engine.gbnf import MAX_SYMBOLS, GrammarError, to_lark
-from llmserve.engine.grammar import check
+from llmserve.engine.structured.gbnf import MAX_SYMBOLS, GrammarError, to_lark
+from llmserve.engine.structured.grammar import check
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.anthropic import AnthropicProtocol
 from llmserve.remote.openai import OpenAIProtocol

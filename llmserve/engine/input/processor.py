@@ -1,0 +1,114 @@
+"""The threads in which requests become tokens: a long prompt holds up neither loop nor worker."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from llmserve.core import Mode, Request
+from llmserve.engine.input import prompt
+from llmserve.engine.input.answer_plan import Answering, AnswerPlan
+from llmserve.engine.input.checks import check_request, check_tool_use
+from llmserve.engine.messages import Submit
+from llmserve.engine.runtime import Runtime
+from llmserve.engine.worker.pinning import Pin, make_pins
+
+T = TypeVar("T")
+
+# One long prompt does not hold up everybody else's. No more, because they take their time from
+# decoding. llama.cpp's vocabulary is const, and its tokenizers keep their state in a session of
+# their own (llama-vocab.cpp), so they may run side by side.
+NUM_THREADS = 2
+
+
+class Encoder:
+    """Renders and tokenizes with the template and the vocabulary of one model."""
+
+    def __init__(
+        self,
+        model: str,
+        runtime: Runtime,
+        default_mode: Mode | None,
+        check_alive: Callable[[], None],
+    ) -> None:
+        """`check_alive` raises once the model is about to be freed; called in any thread."""
+        self._model = model
+        self._runtime = runtime
+        self._default_mode = default_mode
+        self._check_alive = check_alive
+        self._style = prompt.load_style(runtime.info)
+        self._answering = Answering(self._style, runtime) if self._style else None
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix=f"encoder-{model}")
+        # Of bare texts, which can be much longer than any prompt: only they wait for each other.
+        self._bare = ThreadPoolExecutor(1, thread_name_prefix=f"bare-{model}")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of `work` in one of the threads, while the model is there."""
+        return await self._run(work, self._threads)
+
+    async def run_bare(self, work: Callable[[], T]) -> T:
+        """As `run`, of a bare text: it holds up no request that generates."""
+        return await self._run(work, self._bare)
+
+    async def _run(self, work: Callable[[], T], threads: ThreadPoolExecutor) -> T:
+        def run() -> T:
+            self._check_alive()  # `close` waits for all that is queued here
+            return work()
+
+        self._check_alive()
+        return await asyncio.get_running_loop().run_in_executor(threads, run)
+
+    async def submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
+        """What the worker needs to know of `request`. Raises what `prompt.encode` raises."""
+        return await self.run(lambda: self._submission(request, request_id, accepted_s))
+
+    async def render(self, request: Request) -> str:
+        """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
+        check_tool_use(request)
+        return await self.run_bare(lambda: prompt.render(request, self._style))
+
+    def start_pins(self, prompts: Iterable[str]) -> Future[list[Pin]]:
+        """The system messages `prompts` as what is to be pinned."""
+        return self._threads.submit(make_pins, self._model, prompts, self._runtime, self._style)
+
+    def close(self) -> None:
+        """Return when nothing here uses the model any longer."""
+        self._threads.shutdown()
+        self._bare.shutdown()
+
+    def _submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
+        check_tool_use(request)
+        tokens, conversation = prompt.encode(
+            request, self._runtime, self._style, self._default_mode
+        )
+        check_request(request, self._runtime.info.vocab_size)
+        plan = AnswerPlan(None, request.constraint)
+        if conversation is not None:
+            assert self._answering
+            plan = self._answering.plan(request, conversation)
+        room = self._runtime.limits.context_length - len(tokens)
+        max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
+        return Submit(
+            id=request_id,
+            tokens=tokens,
+            max_len=len(tokens) + max_tokens,
+            sampling=request.sampling,
+            stop=request.stop,
+            seed=_seed(request),
+            accepted_s=accepted_s,
+            num_logprobs=request.num_logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            is_batch=request.priority == "batch",
+            deterministic=request.deterministic,
+            cache_prompt=request.cache_prompt,
+            namespace=request.cache_namespace,
+            constraint=plan.constraint,
+            reading=plan.reading,
+        )
+
+
+def _seed(request: Request) -> int:
+    if request.seed is not None:
+        return request.seed
+    return 0 if request.deterministic else secrets.randbits(53)

@@ -1,0 +1,52 @@
+"""What to load and how to run it: plain data, which can be given to another process.
+
+Paths are bytes, as the system has them: not every name of a file is a text.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from llmserve.core import Mode
+from llmserve.engine.runtime import LlamaParams
+from llmserve.engine.scheduler.queue import Policy
+
+LIBRARY = "llmserve.engine.llama.backend"  # a module as `opening.Library` describes it
+
+
+class Machine(Struct, frozen=True, tag=True):
+    """What the library makes of this machine."""
+
+    system_info: str  # the features of the CPU that it uses
+    build_info: str  # what the state of KV cells depends on, beside the model
+
+
+class DiskOrder(Struct, frozen=True):
+    """Where prefixes outlive the model, `budget_bytes` in each folder; None: they do not."""
+
+    files: tuple[bytes, ...]  # of the model, whose change makes them worthless
+    budget_bytes: int
+    folder: bytes | None
+    pinned_folder: bytes | None  # of pinned prompts
+
+
+class Order(Struct, frozen=True):
+    name: str
+    path: bytes
+    params: LlamaParams
+    policy: Policy = Policy()
+    default_mode: Mode | None = None
+    prefix_cache_bytes: int = 0
+    disk: DiskOrder | None = None
+    pinned_prompts: tuple[str, ...] = ()
+
+
+class LoadProgress(Protocol):
+    """Where a load is told about, and told to give up."""
+
+    is_cancelled: bool
+    on_cancel: Callable[[], None]  # called when it is, for who can give up at once
+
+    def update(self, fraction: float) -> bool:
+        """Note how much is done; whether to go on. Any thread."""
