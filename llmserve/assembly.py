@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from llmserve.auth.keyring import Keyring
 from llmserve.config.config import Config, ModelSpec
 from llmserve.gateway import Gateway
-from llmserve.isolation.opener import ProcessOpener
 from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.pool import Pool
 from llmserve.pool.threads import ThreadOpener
+from llmserve.process.launcher import ProcessOpener
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
 

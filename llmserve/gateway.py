@@ -37,10 +37,10 @@ from llmserve.errors import (
     shutting_down,
 )
 from llmserve.hub.locate import check_files
-from llmserve.isolation.retries import Retries
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.remote.remotes import Remotes
+from llmserve.retries import Retries
 from llmserve.telemetry.metrics import Metrics
 from llmserve.telemetry.observer import Watch
 from llmserve.telemetry.request_record import current_record

@@ -25,13 +25,13 @@ from llmserve.engine.interface import Facade
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import EngineCrashedError, ModelQuarantinedError, RequestLostError
 from llmserve.gateway import Gateway
-from llmserve.isolation import restarts
-from llmserve.isolation.opener import ProcessOpener
+from llmserve.pool import restarts
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
+from llmserve.process.launcher import ProcessOpener
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
 from tests.isolation import aborting

@@ -9,10 +9,10 @@ from llmserve.config.config import ModelSpec
 from llmserve.engine.interface import Crash, Facade
 from llmserve.errors import LlmserveError
 from llmserve.hub.locate import Stamp
-from llmserve.isolation.restarts import Restarts
 from llmserve.pool.eviction import Use
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import Progress
+from llmserve.pool.restarts import Restarts
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from llmserve.errors import EngineCrashedError
-from llmserve.isolation import restarts
+from llmserve.pool import restarts
 from llmserve.pool.model import State
 from tests.serving import FakeService, fake_service, wait_until
 

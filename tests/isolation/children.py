@@ -16,9 +16,9 @@ from llmserve.engine.load_spec import Order
 from llmserve.engine.loading import open_engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import LlamaParams
-from llmserve.isolation.engine import ProcessEngine
-from llmserve.isolation.opener import ProcessOpener
 from llmserve.pool.progress import Progress
+from llmserve.process.client import ProcessEngine
+from llmserve.process.launcher import ProcessOpener
 from tests.isolation import library
 from tests.isolation.library import Script
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Request
-from llmserve.isolation import channel
-from llmserve.isolation.channel import ChannelError, Incoming, Outgoing
-from llmserve.isolation.messages import FromChild, Generate, Reply, Text, ToChild, Tokens
+from llmserve.process import channel
+from llmserve.process.channel import ChannelError, Incoming, Outgoing
+from llmserve.process.messages import FromChild, Generate, Reply, Text, ToChild, Tokens
 
 messages = st.one_of(
     st.builds(Text, st.integers(0, 99), st.text()),

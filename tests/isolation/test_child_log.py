@@ -4,8 +4,8 @@ import asyncio
 import contextvars
 import logging
 
-from llmserve.isolation.child import Child, _ToServer
-from llmserve.isolation.messages import FromChild, LogRecord
+from llmserve.process.child import Child, _ToServer
+from llmserve.process.messages import FromChild, LogRecord
 from llmserve.telemetry.request_record import RequestRecord, set_current
 
 CANARY = "canary-90ce"

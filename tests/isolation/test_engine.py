@@ -209,7 +209,7 @@ async def test_closing_ends_what_runs_as_cancelled(tmp_path: Path) -> None:
 async def test_a_child_that_does_not_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmserve.isolation.engine.STOP_S", 0.1)
+    monkeypatch.setattr("llmserve.process.client.STOP_S", 0.1)
     async with child(tmp_path, Script(gate=str(tmp_path / "never"))) as engine:
         stream = Stream(engine, completion("a", 200))
         await until(lambda: stream.is_accepted)

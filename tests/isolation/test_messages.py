@@ -31,7 +31,7 @@ from llmserve.core import (
     ToolUse,
     Usage,
 )
-from llmserve.isolation.messages import (
+from llmserve.process.messages import (
     Embed,
     Fault,
     FromChild,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from llmserve.errors import EngineCrashedError, LlmserveError, ModelFileError
-from llmserve.isolation.opener import ProcessOpener
-from llmserve.isolation.process import describe_exit
-from llmserve.isolation.spawn import spawn
 from llmserve.pool.progress import Progress
+from llmserve.process.child_process import describe_exit
+from llmserve.process.launcher import ProcessOpener
+from llmserve.process.spawn import spawn
 from tests.isolation import library
 from tests.isolation.children import is_there, open_child, order, until
 from tests.isolation.library import Script
@@ -133,7 +133,7 @@ async def test_a_child_that_was_started_and_is_not_needed_ends_too() -> None:
 
 
 async def test_a_child_that_does_not_greet_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmserve.isolation.process._HELLO_S", 0.2)
+    monkeypatch.setattr("llmserve.process.child_process._HELLO_S", 0.2)
     opener = ProcessOpener(lambda: 20, library.NAME)
     opener.start("fake")
     (pid,) = children()

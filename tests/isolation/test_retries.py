@@ -1,7 +1,7 @@
 import pytest
 
 from llmserve.errors import RequestLostError
-from llmserve.isolation.retries import Retries
+from llmserve.retries import Retries
 
 
 def lost(*, is_suspect: bool) -> RequestLostError:

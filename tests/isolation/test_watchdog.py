@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.isolation.watchdog import Watchdog
+from llmserve.process.watchdog import Watchdog
 
 
 class FakeLoop:

@@ -15,7 +15,7 @@ from llmserve.errors import (
     ModelQuarantinedError,
     RequestLostError,
 )
-from llmserve.isolation import restarts
+from llmserve.pool import restarts
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from tests.pool.fakes import FakeEngine, FakeLoader, make_pool, make_spec, settle

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from llmserve.config.config import load_config
-from llmserve.isolation.opener import OVERHEAD_BYTES
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.progress import Progress
 from llmserve.pool.threads import ThreadOpener
+from llmserve.process.launcher import OVERHEAD_BYTES
 from llmserve.telemetry.metrics import Metrics
 from tests.serving import ServerProcess, server_process
 from tests.tiny_models import write_llama

@@ -35,7 +35,7 @@ def spawn(name: str, library: str) -> Spawned:
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     # -P: what lies in the working directory is nothing to import.
-    command = [sys.executable, "-P", "-m", "llmserve.isolation.child", str(fd), library, name]
+    command = [sys.executable, "-P", "-m", "llmserve.process.child", str(fd), library, name]
     try:
         with theirs, _blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process = subprocess.Popen(  # noqa: S603 - our own interpreter

@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from llmserve.engine.load_spec import Machine
 from llmserve.errors import EngineCrashedError, harmless
-from llmserve.isolation.channel import ChannelError, Connection
-from llmserve.isolation.messages import FromChild, Hello, LogRecord, ToChild
-from llmserve.isolation.spawn import Spawned
+from llmserve.process.channel import ChannelError, Connection
+from llmserve.process.messages import FromChild, Hello, LogRecord, ToChild
+from llmserve.process.spawn import Spawned
 
 log = logging.getLogger(__name__)
 

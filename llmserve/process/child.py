@@ -1,4 +1,4 @@
-"""The process of one model: `python -m llmserve.isolation.child FD LIBRARY NAME`.
+"""The process of one model: `python -m llmserve.process.child FD LIBRARY NAME`.
 
 `FD` is a socket to the server. The end of the server is the end of this process; signals that are
 meant for both of them are the server's to decide about.
@@ -22,8 +22,8 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.load_spec import Order
 from llmserve.engine.loading import Library, library, open_engine
 from llmserve.errors import LlmserveError, as_llmserve_error
-from llmserve.isolation.channel import ChannelError, Connection
-from llmserve.isolation.messages import (
+from llmserve.process.channel import ChannelError, Connection
+from llmserve.process.messages import (
     Cancel,
     Detokenize,
     Embed,
@@ -51,7 +51,7 @@ from llmserve.isolation.messages import (
 from llmserve.telemetry.request_record import RequestRecord, set_current
 from llmserve.telemetry.traceback import outline
 
-log = logging.getLogger("llmserve.isolation.child")  # not __main__
+log = logging.getLogger("llmserve.process.child")  # not __main__
 
 WORKER_FAILED = 70  # the exit code, after a bug of ours that the log has
 _OOM_SCORE = 300  # of 1000: as if it took so much more of the machine's memory

@@ -8,11 +8,11 @@ import psutil
 
 from llmserve.engine.load_spec import LIBRARY, LoadProgress, Machine, Order
 from llmserve.engine.messages import Load, StepStats
-from llmserve.isolation.engine import ProcessEngine
-from llmserve.isolation.messages import FromChild, NotLoaded, Open, Progress, Ready
-from llmserve.isolation.process import ChildProcess, crashed, first_of
-from llmserve.isolation.spawn import Spawned, spawn
-from llmserve.isolation.watchdog import Watchdog
+from llmserve.process.child_process import ChildProcess, crashed, first_of
+from llmserve.process.client import ProcessEngine
+from llmserve.process.messages import FromChild, NotLoaded, Open, Progress, Ready
+from llmserve.process.spawn import Spawned, spawn
+from llmserve.process.watchdog import Watchdog
 
 OVERHEAD_BYTES = 40_000_000  # of a process, beside the model: its interpreter and modules
 

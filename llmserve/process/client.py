@@ -32,8 +32,9 @@ from llmserve.errors import (
     RequestLostError,
     shutting_down,
 )
-from llmserve.isolation.channel import ChannelError
-from llmserve.isolation.messages import (
+from llmserve.process.channel import ChannelError
+from llmserve.process.child_process import ChildProcess, End, crashed
+from llmserve.process.messages import (
     Answer,
     Cancel,
     Detokenize,
@@ -52,8 +53,7 @@ from llmserve.isolation.messages import (
     Tokens,
     Vectors,
 )
-from llmserve.isolation.process import ChildProcess, End, crashed
-from llmserve.isolation.watchdog import Watchdog
+from llmserve.process.watchdog import Watchdog
 
 T = TypeVar("T")
 
