@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from llmserve.auth.keyring import Keyring
 from llmserve.config.config import Config, ModelSpec
 from llmserve.gateway import Gateway
-from llmserve.pool.budget import MemoryBudget, give_back
 from llmserve.pool.loader import EngineLoader
+from llmserve.pool.memory.budget import MemoryBudget, give_back
 from llmserve.pool.pool import Pool
 from llmserve.pool.threads import ThreadOpener
 from llmserve.process.launcher import ProcessOpener

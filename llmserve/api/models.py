@@ -11,7 +11,7 @@ from llmserve.api.caller import caller_of
 from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
 from llmserve.config.config import ModelSpec
 from llmserve.gateway import Gateway
-from llmserve.pool.budget import process_bytes
+from llmserve.pool.memory.budget import process_bytes
 from llmserve.pool.model import Model, State
 
 if TYPE_CHECKING:

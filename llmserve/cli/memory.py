@@ -4,7 +4,7 @@ From the file's size alone, before it is downloaded. What a load really needs is
 file's header by the pool.
 """
 
-from llmserve.pool.budget import machine_bytes
+from llmserve.pool.memory.budget import machine_bytes
 
 USABLE = 0.8  # of the machine's memory
 OVERHEAD = 1.2  # context and work buffers on top of the weights

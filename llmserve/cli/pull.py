@@ -16,7 +16,7 @@ from llmserve.errors import ConfigError, ModelFileError
 from llmserve.hub import cache
 from llmserve.hub.locate import Fetched, fetch, locate
 from llmserve.hub.quants import Weights, choose, group
-from llmserve.pool.budget import machine_bytes
+from llmserve.pool.memory.budget import machine_bytes
 
 
 @click.command()

@@ -19,7 +19,7 @@ from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.thread import ModelThread
 from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.hub.locate import locate_all, obtain
-from llmserve.pool.memory import repacked_types
+from llmserve.pool.memory.estimate import repacked_types
 from llmserve.pool.placement import Placement, place
 from llmserve.pool.progress import DownloadProgress, Progress
 from llmserve.telemetry.metrics import Metrics

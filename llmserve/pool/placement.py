@@ -6,8 +6,8 @@ from msgspec.structs import replace
 from llmserve.config.config import ModelSpec
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.gguf.header import ModelFiles
-from llmserve.pool.embedding import EmbeddingUse, embedding_use
-from llmserve.pool.memory import ContextOptions, estimate, largest_context
+from llmserve.pool.memory.embedding import EmbeddingUse, embedding_use
+from llmserve.pool.memory.estimate import ContextOptions, estimate, largest_context
 
 MAX_SEQUENCES = 16  # more sequences make each slower, and hardly more tokens in all (README)
 MIN_OUTPUTS = 32  # rows of logits in a step, for prompts that want those of every token

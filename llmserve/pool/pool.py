@@ -29,15 +29,15 @@ from llmserve.errors import (
     shutting_down,
 )
 from llmserve.hub.locate import stamp
-from llmserve.pool.model import Model, State
-from llmserve.pool.placement import Placement
-from llmserve.pool.progress import FIRST_LINE_S, Progress, told
-from llmserve.pool.refusals import (
+from llmserve.pool.admission import AbandonedError, Room
+from llmserve.pool.errors import (
     as_unavailable,
     quarantined,
     still_loading,
 )
-from llmserve.pool.room import AbandonedError, Room
+from llmserve.pool.model import Model, State
+from llmserve.pool.placement import Placement
+from llmserve.pool.progress import FIRST_LINE_S, Progress, told
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.llama.runtime import system_info
 from llmserve.engine.runtime import Chunk, InputChunk
 from llmserve.gguf.header import read_model
-from llmserve.pool.memory import repacked_types
+from llmserve.pool.memory.estimate import repacked_types
 from llmserve.pool.placement import place
 
 

@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from llmserve.config.units import Size
-from llmserve.pool import budget
-from llmserve.pool.budget import MemoryBudget, available_bytes, machine_bytes
+from llmserve.pool.memory import budget
+from llmserve.pool.memory.budget import MemoryBudget, available_bytes, machine_bytes
 
 GB = 10**9
 

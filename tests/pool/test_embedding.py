@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmserve.core import Pooling
 from llmserve.errors import ModelFileError
 from llmserve.gguf.header import Header
-from llmserve.pool.embedding import EmbeddingUse, embedding_use
+from llmserve.pool.memory.embedding import EmbeddingUse, embedding_use
 from tests.pool.fakes import make_spec
 
 

@@ -8,14 +8,14 @@ from llmserve.errors import ModelFileError
 from llmserve.gguf.header import Header, ModelFiles
 from llmserve.gguf.reader import Omitted, TensorInfo, Value
 from llmserve.gguf.tensor_types import TYPES_BY_NAME
-from llmserve.pool.hparams import read_hparams
-from llmserve.pool.memory import (
+from llmserve.pool.memory.estimate import (
     ContextOptions,
     MemoryEstimate,
     estimate,
     largest_context,
     repacked_types,
 )
+from llmserve.pool.memory.hparams import read_hparams
 
 F32, F16 = 4, 2
 

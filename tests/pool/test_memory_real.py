@@ -12,8 +12,8 @@ import pytest
 from llmserve.config.config import ModelSpec
 from llmserve.core import Pooling
 from llmserve.gguf.header import read_model
-from llmserve.pool.embedding import embedding_use
-from llmserve.pool.memory import ContextOptions, MemoryEstimate, estimate, repacked_types
+from llmserve.pool.memory.embedding import embedding_use
+from llmserve.pool.memory.estimate import ContextOptions, MemoryEstimate, estimate, repacked_types
 from tests.smollm2 import MODEL
 from tests.tiny_encoders import write_bert, write_nomic_bert
 from tests.tiny_models import (

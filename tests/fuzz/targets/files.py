@@ -9,7 +9,7 @@ from llmserve.errors import ConfigError, ModelFileError
 from llmserve.gguf.header import Header, ModelFiles
 from llmserve.gguf.reader import read_contents
 from llmserve.gguf.validate import check_servable
-from llmserve.pool.memory import estimate
+from llmserve.pool.memory.estimate import estimate
 from tests.fuzz.targets.common import check_words
 
 NUM_CELLS = 512

@@ -18,8 +18,8 @@ from msgspec import Struct
 from llmserve.gguf.header import Header, ModelFiles
 from llmserve.gguf.reader import TensorInfo
 from llmserve.gguf.tensor_types import TYPES_BY_NAME
-from llmserve.pool.embedding import EmbeddingUse
-from llmserve.pool.hparams import Hparams, Layer, read_hparams
+from llmserve.pool.memory.embedding import EmbeddingUse
+from llmserve.pool.memory.hparams import Hparams, Layer, read_hparams
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 

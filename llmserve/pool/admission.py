@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from llmserve.pool.errors import insufficient
 from llmserve.pool.eviction import Resident, Use, choose_evictions
 from llmserve.pool.model import Model, State
-from llmserve.pool.refusals import insufficient
 
 
 class AbandonedError(Exception):
