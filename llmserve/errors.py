@@ -36,7 +36,7 @@
 Foreign exceptions are translated in one place per library: msgspec in `api/body.py`,
 llama.cpp's return codes in `engine/llama/call.py`, jinja in `chat/template.py`, huggingface_hub and
 the disk it writes to in `hub/client.py`, httpx2 and the statuses of providers in
-`remote/failure.py`.
+`remote/errors.py`.
 """
 
 from typing import ClassVar

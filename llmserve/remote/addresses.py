@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from llmserve.errors import ProviderUnreachableError
 from llmserve.remote import retry
 from llmserve.remote.breaker import Breaker, BreakerState
-from llmserve.remote.failure import AttemptError
+from llmserve.remote.errors import AttemptError
 
 log = logging.getLogger(__name__)
 

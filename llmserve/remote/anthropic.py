@@ -21,7 +21,7 @@ from llmserve.core import (
 )
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.calls import CallPieces
-from llmserve.remote.failure import UNREADABLE, BrokenAnswerError, ErrorInStreamError
+from llmserve.remote.errors import UNREADABLE, BrokenAnswerError, ErrorInStreamError
 from llmserve.remote.protocol import (
     DEFAULT_MAX_TOKENS,
     Call,

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterator
 
 from llmserve.core import ToolCallDelta
-from llmserve.remote.failure import BrokenAnswerError
+from llmserve.remote.errors import BrokenAnswerError
 
 
 class CallPieces:

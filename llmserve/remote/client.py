@@ -16,7 +16,7 @@ import httpx2
 from llmserve.core import Part
 from llmserve.errors import InvalidRequestError, ProviderTimeoutError
 from llmserve.remote.bounds import Bounds
-from llmserve.remote.failure import (
+from llmserve.remote.errors import (
     Asked,
     AttemptError,
     BrokenAnswerError,

@@ -37,15 +37,16 @@ from llmserve.errors import (
     QueueFullError,
     shutting_down,
 )
-from llmserve.remote import embeddings, retry
+from llmserve.remote import retry
 from llmserve.remote.addresses import Address, Addresses
 from llmserve.remote.anthropic import AnthropicProtocol
 from llmserve.remote.breaker import BreakerState
 from llmserve.remote.client import Link, OpenAnswer, fetch
-from llmserve.remote.failure import Asked, AttemptError, BrokenAnswerError, broken
-from llmserve.remote.openai import OpenAIProtocol
+from llmserve.remote.concurrency import Slots
+from llmserve.remote.errors import Asked, AttemptError, BrokenAnswerError, broken
+from llmserve.remote.openai import embeddings
+from llmserve.remote.openai.request import OpenAIProtocol
 from llmserve.remote.protocol import Call, ProviderProtocol, not_honoured
-from llmserve.remote.slots import Slots
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from llmserve.config.provider import Retry
 from llmserve.core import Delta, Finished, ReasoningDelta, Request
 from llmserve.errors import LlmserveError, ProviderError, ProviderModelError
 from llmserve.remote.client import read_bounded
-from llmserve.remote.failure import UNREADABLE, from_status, from_transport, reason
+from llmserve.remote.errors import UNREADABLE, from_status, from_transport, reason
 from llmserve.remote.model import RemoteModel
 from llmserve.remote.remotes import Remotes
 

@@ -23,7 +23,7 @@ from llmserve.core import (
 )
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.anthropic import AnthropicDecoder, AnthropicProtocol
-from llmserve.remote.failure import BrokenAnswerError, ErrorInStreamError
+from llmserve.remote.errors import BrokenAnswerError, ErrorInStreamError
 from llmserve.remote.protocol import DEFAULT_MAX_TOKENS
 from llmserve.remote.sse import SseEvent
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llmserve.core import EmbeddingRequest
-from llmserve.remote.embeddings import decode
-from llmserve.remote.failure import BrokenAnswerError
+from llmserve.remote.errors import BrokenAnswerError
+from llmserve.remote.openai.embeddings import decode
 from tests.remote import hostile as h
 from tests.remote.serving import provider, remote_service
 

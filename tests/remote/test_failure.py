@@ -19,7 +19,7 @@ from llmserve.errors import (
     ProviderUnreachableError,
     TooLargeError,
 )
-from llmserve.remote.failure import (
+from llmserve.remote.errors import (
     MAX_MESSAGE_LEN,
     Asked,
     ErrorInStreamError,

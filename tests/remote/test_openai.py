@@ -22,9 +22,9 @@ from llmserve.core import (
     Usage,
 )
 from llmserve.errors import InvalidRequestError
-from llmserve.remote.failure import BrokenAnswerError, ErrorInStreamError
-from llmserve.remote.openai import OpenAIProtocol
-from llmserve.remote.openai_answer import OpenAIDecoder
+from llmserve.remote.errors import BrokenAnswerError, ErrorInStreamError
+from llmserve.remote.openai.request import OpenAIProtocol
+from llmserve.remote.openai.response import OpenAIDecoder
 from llmserve.remote.protocol import DEFAULT_MAX_TOKENS
 from llmserve.remote.sse import SseEvent
 from tests.remote.serving import provider

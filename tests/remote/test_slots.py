@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import Priority
-from llmserve.remote.slots import Slots
+from llmserve.remote.concurrency import Slots
 
 
 async def settle() -> None:

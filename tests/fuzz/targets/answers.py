@@ -9,9 +9,8 @@ from llmserve.chat.tools.formats.table import FORMATS, START, THINKING, THOUGHT,
 from llmserve.chat.tools.parser import Parser
 from llmserve.core import Delta, EmbeddingRequest, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import LlmserveError
-from llmserve.remote import embeddings
 from llmserve.remote.anthropic import AnthropicDecoder
-from llmserve.remote.failure import (
+from llmserve.remote.errors import (
     Asked,
     BrokenAnswerError,
     ErrorInStreamError,
@@ -19,7 +18,8 @@ from llmserve.remote.failure import (
     from_stream,
     too_late,
 )
-from llmserve.remote.openai_answer import OpenAIDecoder
+from llmserve.remote.openai import embeddings
+from llmserve.remote.openai.response import OpenAIDecoder
 from llmserve.remote.protocol import Decoder, Ending
 from llmserve.remote.sse import SseReader, SseTooLongError
 from tests.chat.formats.recorded import TYPES

@@ -23,7 +23,7 @@ from llmserve.engine.structured.gbnf import MAX_SYMBOLS, GrammarError, to_lark
 from llmserve.engine.structured.grammar import check
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.anthropic import AnthropicProtocol
-from llmserve.remote.openai import OpenAIProtocol
+from llmserve.remote.openai.request import OpenAIProtocol
 from llmserve.remote.protocol import ProviderProtocol
 from tests.fuzz.targets.common import Choices, check_words
 

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from llmserve.core import EmbeddingRequest, Vectors
-from llmserve.remote.failure import UNREADABLE, BrokenAnswerError
+from llmserve.remote.errors import UNREADABLE, BrokenAnswerError
 from llmserve.remote.protocol import Call, encode_body
 
 

@@ -12,7 +12,7 @@ from llmserve.core import (
     Request,
     ToolUse,
 )
-from llmserve.remote.openai_answer import OpenAIDecoder
+from llmserve.remote.openai.response import OpenAIDecoder
 from llmserve.remote.protocol import (
     DEFAULT_MAX_TOKENS,
     Call,
