@@ -68,7 +68,7 @@ class Message(Struct, frozen=True):
 
 
 class SamplingParams(Struct, frozen=True):
-    """How one token is chosen from the logits; see `engine/sampling/sampler.py` for the exact order.
+    """How one token is chosen from the logits, in the order of `engine/sampling/sampler.py`.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 keep everything. The penalties
     follow OpenAI's formula over the generated tokens. `logit_bias` maps token ids to an addend.
@@ -225,7 +225,7 @@ class PromptLogprobs(Struct, frozen=True, tag=True):
 class Delta(Struct, frozen=True, tag=True):
     """New text. Never ends inside a character or a possible stop string.
 
-    `logprobs` has the tokens whose text ends in it; see `engine/sampling/logprobs.py` for which are listed.
+    `logprobs` has the tokens whose text ends in it, listed as `engine/sampling/logprobs.py` says.
     Only empty where these have no text, so never without `Request.num_logprobs`.
     """
 

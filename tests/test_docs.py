@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.api.app import ROUTES
-from llmserve.api.schemas.responses import ResponsesRequest
+from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.config.config import ModelSpec, ServerConfig, load_config
 from llmserve.config.provider import KEYS as PROVIDER_KEYS
 from tests.test_real_server import CURL

@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from llmserve.api.errors import Describe, describe, encode_error
+from llmserve.api.http.errors import Describe, describe, encode_error
 from llmserve.api.merge import IndexedStream
 from llmserve.core import (
     Delta,

@@ -10,14 +10,16 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from llmserve.api import errors, models, openai, operations, ops
-from llmserve.api.access import Keys
-from llmserve.api.docs import docs, docs_file
-from llmserve.api.hosts import HostCheck, with_cors
-from llmserve.api.inference import inference
+from llmserve.api import openai, operations
+from llmserve.api.admin import health, models
+from llmserve.api.http import errors
+from llmserve.api.http.auth import Keys
+from llmserve.api.http.origins import HostCheck, with_cors
+from llmserve.api.http.request_log import RequestLog
+from llmserve.api.http.upload import Uploads
+from llmserve.api.native.inference import inference
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.request_log import RequestLog
-from llmserve.api.upload import Uploads
+from llmserve.api.swagger_ui import docs, docs_file
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
@@ -27,9 +29,9 @@ ROUTES = [
     Route("/models/reload", models.reload_config, methods=["POST"]),
     Route("/models/{name:path}/load", models.load_model, methods=["POST"]),
     Route("/models/{name:path}/unload", models.unload_model, methods=["POST"]),
-    Route("/health", ops.health),
-    Route("/ready", ops.ready),
-    Route("/metrics", ops.metrics),
+    Route("/health", health.health),
+    Route("/ready", health.ready),
+    Route("/metrics", health.metrics),
     Route("/openapi.json", openapi),
     Route("/docs", docs, include_in_schema=False),
     Route("/docs/{file}", docs_file, include_in_schema=False),

@@ -16,15 +16,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 import llmserve
-from llmserve.api.access import Level, level_of
-from llmserve.api.operation import Operation
-from llmserve.api.schemas.errors import ErrorEnvelope
+from llmserve.api.endpoint import Operation
+from llmserve.api.http.auth import Level, level_of
+from llmserve.api.http.error_schemas import ErrorEnvelope
 
 Json = dict[str, Any]
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
-_PREFIX = "llmserve.api.schemas."  # of the names of two types that are called the same
+# Of two types with the same name msgspec gives the whole path; their dialect is enough.
+_PATH = re.compile(rb"\bllmserve\.api\.(?:\w+\.)*?(\w+)\.\w+\.(?=[A-Z])")
 _HEAD = {
     "openapi": "3.1.0",
     "info": {
@@ -54,7 +55,7 @@ class Document:
     @functools.cached_property
     def encoded(self) -> bytes:
         document = build_document(self._routes, self._operations)
-        return msgspec.json.encode(document).replace(_PREFIX.encode(), b"")
+        return _PATH.sub(rb"\1.", msgspec.json.encode(document))
 
 
 async def openapi(request: Request) -> Response:

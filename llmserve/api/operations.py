@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from llmserve.api.operation import GENERATION, MODEL, Operation
-from llmserve.api.schemas.errors import ErrorEnvelope
-from llmserve.api.schemas.models import ModelList, ModelStatus
-from llmserve.api.schemas.native import InferenceRequest, InferenceResponse, StreamDelta
-from llmserve.api.schemas.ops import Status
+from llmserve.api.admin.health_schemas import Status
+from llmserve.api.admin.model_schemas import ModelList, ModelStatus
+from llmserve.api.endpoint import GENERATION, MODEL, Operation
+from llmserve.api.http.error_schemas import ErrorEnvelope
+from llmserve.api.native.schemas import InferenceRequest, InferenceResponse, StreamDelta
 from llmserve.config.config import ConfigChange
 
 OPERATIONS = {

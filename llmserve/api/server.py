@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from llmserve.api.admission import Admission, allowed_connections
 from llmserve.api.app import create_app
-from llmserve.api.connection import Connection
+from llmserve.api.http.connection import Connection
+from llmserve.api.http.connection_limits import Admission, allowed_connections
 from llmserve.auth.exposure import check_exposure
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway

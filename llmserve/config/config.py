@@ -42,7 +42,9 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Text = "127.0.0.1"
     port: Port = 8000
-    allowed_hosts: tuple[HostName, ...] = ()  # more names that it answers to, see api/hosts.py
+    allowed_hosts: tuple[
+        HostName, ...
+    ] = ()  # more names that it answers to, see api/http/origins.py
     allowed_origins: tuple[Origin, ...] = ()  # of pages that may ask, besides its own
     memory_budget: Size | None = None  # for all that is resident; None, "auto": a share of the rest
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20

@@ -12,8 +12,8 @@ import pytest
 from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimitError
 
 from llmserve import errors
-from llmserve.api.access import Level, level_of, shown_key
 from llmserve.api.app import ROUTES
+from llmserve.api.http.auth import Level, level_of, shown_key
 from llmserve.auth.key_file import KeySources
 from llmserve.auth.keyring import Keyring
 from llmserve.auth.keys import Key, sha256

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.api.admission import Admission, allowed_connections
+from llmserve.api.http.connection_limits import Admission, allowed_connections
 
 
 class Client:

@@ -3,8 +3,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmserve.api.body import decode_body
-from llmserve.api.schemas.native import InferenceRequest
+from llmserve.api.http.decode import decode_body
+from llmserve.api.native.schemas import InferenceRequest
 from llmserve.errors import InvalidRequestError
 
 

@@ -6,8 +6,8 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.api.body import decode_body
-from llmserve.api.schemas.openai_chat import ChatRequest
+from llmserve.api.http.decode import decode_body
+from llmserve.api.openai.chat_schemas import ChatRequest
 from tests.serving import FakeService
 
 NATIVE, CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.api import connection as connection_module
+from llmserve.api.http import connection as connection_module
 from tests.serving import (
     TIMEOUT_S,
     FakeService,

@@ -5,7 +5,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from llmserve.api.docs import FILES
+from llmserve.api.swagger_ui import FILES
 from tests.serving import FakeService
 
 URL = re.compile(r"""(?:href|src)="([^"]+)"|url: "([^"]+)"|url\(([^)]+)\)""")

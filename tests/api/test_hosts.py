@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.api.errors import LlmserveErrorHandler
-from llmserve.api.hosts import HostCheck, HostError, OriginError
+from llmserve.api.http.errors import LlmserveErrorHandler
+from llmserve.api.http.origins import HostCheck, HostError, OriginError
 from llmserve.auth.key_file import KeySources
 from llmserve.auth.keyring import Keyring
 from llmserve.auth.keys import Key, sha256

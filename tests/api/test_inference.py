@@ -12,7 +12,7 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.api.inference import StreamEncoder
+from llmserve.api.native.inference import StreamEncoder
 from llmserve.core import Delta, Mode
 from llmserve.errors import EngineError, ModelFileError
 from tests.fakes import EOS, reference_greedy

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from openapi_spec_validator import validate
 
-from llmserve.api.access import Level, level_of
 from llmserve.api.app import OPERATIONS, ROUTES
+from llmserve.api.http.auth import Level, level_of
+from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.api.openapi import Document
-from llmserve.api.schemas.responses import ResponsesRequest
 from tests.serving import FakeService
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ROUTES, OPERATIONS).encoded)

@@ -13,7 +13,7 @@ from unittest.mock import AsyncMock
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.request_log import RequestLog
+from llmserve.api.http.request_log import RequestLog
 from llmserve.core import EventStream, Request
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.gateway import Gateway

@@ -9,7 +9,7 @@ import tracemalloc
 import msgspec
 import pytest
 
-from llmserve.api import errors
+from llmserve.api.http import errors
 from tests.serving import (
     TIMEOUT_S,
     FakeService,

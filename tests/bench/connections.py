@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from llmserve.api.admission import allowed_connections
+from llmserve.api.http.connection_limits import allowed_connections
 from tests.bench.figures import Figure
 from tests.bench.targets import Server
 from tests.bench.workload import prompts

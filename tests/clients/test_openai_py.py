@@ -13,8 +13,8 @@ from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageParam
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
-from llmserve.api.schemas.openai_chat import ChatRequest, Message
-from llmserve.api.schemas.openai_completions import CompletionRequest
+from llmserve.api.openai.chat_schemas import ChatRequest, Message
+from llmserve.api.openai.completion_schemas import CompletionRequest
 from tests.clients.trip import Trip
 from tests.serving import TIMEOUT_S, ServerProcess, server_process, wait_until
 

@@ -10,9 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from llmserve.config.config import ModelSpec
-from llmserve.engine import loading as opening
-from llmserve.engine.llama import LlamaRuntime
-from llmserve.engine.llama import backend as library
+from llmserve.engine import loading
+from llmserve.engine.llama import LlamaRuntime, backend
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.pool import loader
 from llmserve.pool.loader import EngineLoader
@@ -79,7 +78,7 @@ async def test_no_engine_no_runtime(
     def fail(*args: object, **keys: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(opening, "Engine", fail)
+    monkeypatch.setattr(loading, "Engine", fail)
     with pytest.raises(ZeroDivisionError):
         await load(spec, Progress())
     assert [runtime._closed for runtime in runtimes] == [True]
@@ -122,7 +121,7 @@ async def test_closing_the_pool_ends_a_load_wherever_it_is(
 ) -> None:
     """… while a hub sends nothing, or while llama.cpp reads the weights."""
     loop, begun, may_go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-    module: Any = loader if stage == "obtain" else library
+    module: Any = loader if stage == "obtain" else backend
     real: Callable[..., Any] = getattr(module, stage)
 
     def hangs(*args: Any, **keys: Any) -> Any:

@@ -9,19 +9,12 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
-from llmserve.api.body import MissingFieldError, decode_body
 from llmserve.api.caller import caller_of
+from llmserve.api.fields import stop_strings
+from llmserve.api.http.decode import MissingFieldError, decode_body
+from llmserve.api.http.upload import read_body
 from llmserve.api.merge import merge
-from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
-from llmserve.api.openai.errors import describe_error
-from llmserve.api.openai.formats import format_constraint
-from llmserve.api.openai.logprobs import content_logprobs
-from llmserve.api.openai.messages import to_messages
-from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
-from llmserve.api.openai.structured import structured_constraint
-from llmserve.api.openai.tools import answer_call, call_delta, tool_use
-from llmserve.api.schemas.fields import stop_strings
-from llmserve.api.schemas.openai_chat import (
+from llmserve.api.openai.chat_schemas import (
     AnswerMessage,
     ChatChoice,
     ChatDelta,
@@ -30,7 +23,14 @@ from llmserve.api.schemas.openai_chat import (
     ChunkChoice,
     ResponseFormat,
 )
-from llmserve.api.upload import read_body
+from llmserve.api.openai.errors import describe_error
+from llmserve.api.openai.formats import format_constraint
+from llmserve.api.openai.logprobs import content_logprobs
+from llmserve.api.openai.messages import to_messages
+from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
+from llmserve.api.openai.response_format import structured_constraint
+from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
+from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway

@@ -9,10 +9,16 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer
-from llmserve.api.body import decode_body
 from llmserve.api.caller import Caller, caller_of
+from llmserve.api.fields import stop_strings
+from llmserve.api.http.decode import decode_body
+from llmserve.api.http.upload import read_body
 from llmserve.api.merge import merge
-from llmserve.api.openai.bodies import Head, StreamEncoder, finish_reason, fold_body, make_head
+from llmserve.api.openai.completion_schemas import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
 from llmserve.api.openai.errors import describe_error
 from llmserve.api.openai.legacy_logprobs import LogprobsEncoder, join
 from llmserve.api.openai.params import (
@@ -22,14 +28,8 @@ from llmserve.api.openai.params import (
     texts_or_tokens,
     wants_usage,
 )
-from llmserve.api.openai.structured import structured_constraint
-from llmserve.api.schemas.fields import stop_strings
-from llmserve.api.schemas.openai_completions import (
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionRequest,
-)
-from llmserve.api.upload import read_body
+from llmserve.api.openai.response_format import structured_constraint
+from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway

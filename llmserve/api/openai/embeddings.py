@@ -12,16 +12,16 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from llmserve.api.answer import Answer, send_body
-from llmserve.api.body import decode_body
 from llmserve.api.caller import Caller, caller_of
-from llmserve.api.openai.params import texts_or_tokens
-from llmserve.api.schemas.openai_embeddings import (
+from llmserve.api.http.decode import decode_body
+from llmserve.api.http.upload import read_body
+from llmserve.api.openai.embedding_schemas import (
     EmbeddingItem,
     EmbeddingList,
     EmbeddingsRequest,
     EmbeddingUsage,
 )
-from llmserve.api.upload import read_body
+from llmserve.api.openai.params import texts_or_tokens
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 
 MAX_INPUTS = 2048  # OpenAI's

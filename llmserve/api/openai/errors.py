@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from llmserve.api.body import (
+from llmserve.api.http.decode import (
     MissingFieldError,
     UnknownFieldError,
     UnknownKindError,
 )
-from llmserve.api.errors import Description, describe
-from llmserve.api.schemas.errors import ErrorBody
-from llmserve.api.upload import BodyTooLargeError
+from llmserve.api.http.error_schemas import ErrorBody
+from llmserve.api.http.errors import Description, describe
+from llmserve.api.http.upload import BodyTooLargeError
 from llmserve.errors import (
     AuthenticationError,
     InvalidRequestError,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmserve.api.schemas.openai_completions import CompletionLogprobs
+from llmserve.api.openai.completion_schemas import CompletionLogprobs
 from llmserve.core import PromptLogprobs, SampledLogprob, TokenLogprob
 
 LEAST = -9999.0  # OpenAI's word for a token that cannot come; JSON has no minus infinity

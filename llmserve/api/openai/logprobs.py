@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmserve.api.schemas.openai_chat import ContentLogprob, TopLogprob
+from llmserve.api.openai.chat_schemas import ContentLogprob, TopLogprob
 from llmserve.core import SampledLogprob, TokenLogprob
 
 

@@ -1,11 +1,11 @@
 """The wire's messages -> core's."""
 
 from llmserve import core
-from llmserve.api.body import MissingFieldError
+from llmserve.api.http.decode import MissingFieldError
+from llmserve.api.openai.chat_schemas import Message, Part
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
 from llmserve.api.openai.tools import to_calls
-from llmserve.api.schemas.openai_chat import Message, Part
 from llmserve.errors import InvalidRequestError
 
 _REFUSED: dict[str, tuple[object, ...]] = {

@@ -3,9 +3,9 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.api.body import json_response
 from llmserve.api.caller import caller_of
-from llmserve.api.schemas.openai import ModelCard, ModelCards
+from llmserve.api.http.decode import json_response
+from llmserve.api.openai.schemas import ModelCard, ModelCards
 from llmserve.config.config import ModelSpec
 from llmserve.gateway import Gateway
 

@@ -1,14 +1,14 @@
 """What the dialect's routes take and give."""
 
-from llmserve.api.operation import BODY, GENERATION, MODEL, Operation
-from llmserve.api.schemas.errors import ErrorEnvelope
-from llmserve.api.schemas.openai import Body, ModelCard, ModelCards
-from llmserve.api.schemas.openai_chat import ChatChoice, ChatRequest, ChunkChoice
-from llmserve.api.schemas.openai_completions import CompletionChoice, CompletionRequest
-from llmserve.api.schemas.openai_embeddings import EmbeddingList, EmbeddingsRequest
-from llmserve.api.schemas.response_items import AnyStreamEvent, ResponseBody
-from llmserve.api.schemas.responses import INPUT_ITEMS, FunctionTool, ResponsesRequest
-from llmserve.api.schemas.tokens import (
+from llmserve.api.endpoint import BODY, GENERATION, MODEL, Operation
+from llmserve.api.http.error_schemas import ErrorEnvelope
+from llmserve.api.openai.chat_schemas import ChatChoice, ChatRequest, ChunkChoice
+from llmserve.api.openai.completion_schemas import CompletionChoice, CompletionRequest
+from llmserve.api.openai.embedding_schemas import EmbeddingList, EmbeddingsRequest
+from llmserve.api.openai.responses.items import AnyStreamEvent, ResponseBody
+from llmserve.api.openai.responses.schemas import INPUT_ITEMS, FunctionTool, ResponsesRequest
+from llmserve.api.openai.schemas import Body, ModelCard, ModelCards
+from llmserve.api.openai.tokenize_schemas import (
     DetokenizeRequest,
     DetokenizeResponse,
     TemplateRequest,

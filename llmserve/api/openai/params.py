@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from llmserve import core
 from llmserve.api.openai.errors import UnsupportedFieldError
-from llmserve.api.schemas.openai import GenerationRequest, SamplingRequest
+from llmserve.api.openai.schemas import GenerationRequest, SamplingRequest
 from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")

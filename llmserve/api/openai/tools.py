@@ -6,9 +6,9 @@ import msgspec
 from msgspec import Raw
 
 from llmserve import core
+from llmserve.api.openai.chat_schemas import ChatRequest
 from llmserve.api.openai.formats import object_text
-from llmserve.api.schemas.openai_chat import ChatRequest
-from llmserve.api.schemas.openai_tools import (
+from llmserve.api.openai.tool_schemas import (
     AllowedChoice,
     AnswerCall,
     Call,

@@ -4,7 +4,7 @@ A request goes through three hands, each in its own thread: `Compiler.prepare` (
 compiling thread) checks and compiles, `Compiler.take` (the worker) fetches the request's own
 matcher, `MaskFiller` (the worker and a helper) computes masks while the model computes logits.
 
-Grammars come from strangers: `engine/structured/grammar.py` refuses what native code could not bear, `_LIMITS`
+Grammars come from strangers: `grammar.py` refuses what native code could not bear, `_LIMITS`
 bound what it does.
 """
 

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmserve.api.openai.bodies import total_usage
 from llmserve.api.openai.chat import to_core
-from llmserve.api.schemas.openai_chat import ChatRequest
+from llmserve.api.openai.chat_schemas import ChatRequest
+from llmserve.api.openai.stream import total_usage
 from llmserve.core import (
     Constraint,
     Delta,

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import msgspec
 from llguidance import LLMatcher
 
-from llmserve.api.body import decode_body
-from llmserve.api.inference import to_core as inference_to_core
+from llmserve.api.http.decode import decode_body
+from llmserve.api.native.inference import to_core as inference_to_core
+from llmserve.api.native.schemas import InferenceRequest
 from llmserve.api.openai.chat import to_core as chat_to_core
+from llmserve.api.openai.chat_schemas import ChatRequest
+from llmserve.api.openai.completion_schemas import CompletionRequest
 from llmserve.api.openai.completions import to_core as completions_to_core
 from llmserve.api.openai.completions import to_prompts
+from llmserve.api.openai.embedding_schemas import EmbeddingsRequest
 from llmserve.api.openai.embeddings import to_core as embeddings_to_core
 from llmserve.api.openai.responses.request import to_core as responses_to_core
-from llmserve.api.schemas.native import InferenceRequest
-from llmserve.api.schemas.openai_chat import ChatRequest
-from llmserve.api.schemas.openai_completions import CompletionRequest
-from llmserve.api.schemas.openai_embeddings import EmbeddingsRequest
-from llmserve.api.schemas.responses import ResponsesRequest
+from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.config.provider import Provider
 from llmserve.core import Mode, Request
 from llmserve.engine.structured.gbnf import MAX_SYMBOLS, GrammarError, to_lark

@@ -9,9 +9,8 @@ import time
 
 import msgspec
 
-from llmserve.api.openai.responses.output import GrowingItem, Part, growing_item
-from llmserve.api.schemas.errors import ErrorBody
-from llmserve.api.schemas.response_items import (
+from llmserve.api.http.error_schemas import ErrorBody
+from llmserve.api.openai.responses.items import (
     Completed,
     Created,
     Failed,
@@ -29,6 +28,7 @@ from llmserve.api.schemas.response_items import (
     StreamError,
     StreamEvent,
 )
+from llmserve.api.openai.responses.output_items import GrowingItem, Part, growing_item
 from llmserve.core import (
     Delta,
     Event,

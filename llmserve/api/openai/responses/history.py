@@ -10,11 +10,10 @@ import msgspec
 from msgspec import Raw
 
 from llmserve import core
-from llmserve.api.body import MissingFieldError, decode_kind
+from llmserve.api.http.decode import MissingFieldError, decode_kind
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
-from llmserve.api.openai.tools import to_call
-from llmserve.api.schemas.responses import (
+from llmserve.api.openai.responses.schemas import (
     ContentPart,
     FunctionCallItem,
     FunctionCallOutputItem,
@@ -22,6 +21,7 @@ from llmserve.api.schemas.responses import (
     MessageItem,
     ReasoningItem,
 )
+from llmserve.api.openai.tools import to_call
 from llmserve.errors import InvalidRequestError
 
 _KINDS: dict[str | None, type[InputItem]] = {

@@ -7,14 +7,13 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from llmserve import core
-from llmserve.api.body import MissingFieldError, decode_kind
+from llmserve.api.fields import stop_strings
+from llmserve.api.http.decode import MissingFieldError, decode_kind
 from llmserve.api.openai.formats import format_constraint, object_text
 from llmserve.api.openai.params import refuse, sampling, seeds
 from llmserve.api.openai.responses.history import to_messages
-from llmserve.api.openai.tools import named_tools, open_use, unique_tools
-from llmserve.api.schemas.fields import stop_strings
-from llmserve.api.schemas.response_items import ReasoningEcho, ResponseBody, TextEcho
-from llmserve.api.schemas.responses import (
+from llmserve.api.openai.responses.items import ReasoningEcho, ResponseBody, TextEcho
+from llmserve.api.openai.responses.schemas import (
     AllowedChoice,
     FunctionTool,
     NamedChoice,
@@ -24,6 +23,7 @@ from llmserve.api.schemas.responses import (
     TextFormat,
     ToolChoice,
 )
+from llmserve.api.openai.tools import named_tools, open_use, unique_tools
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
     "access_programs": (),

@@ -1,8 +1,9 @@
 """How models write calls and thoughts: a table for each format, read by one parser.
 
 A format is a set of states. Each says what its text is, and by which marker it is left for which
-other; `parser.py` runs them. How a call is written as a whole is in `Writing`, from which the
-grammars (`grammar.py`) and the prompts for models without tools (`chat/prompted_tools.py`) are made.
+other; `parser.py` runs them. How a call is written as a whole is in `Writing`, of which the
+grammars (`grammar.py`) and the prompts for models without tools (`chat/prompted_tools.py`) are
+made.
 
 Sources: the models' own chat templates, and the outputs that llama.cpp's `common/chat.cpp` and
 vLLM's `tool_parsers` are tested with.

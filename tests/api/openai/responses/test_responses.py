@@ -11,9 +11,9 @@ from openai.types.responses import Response, response_input_item_param
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from openai.types.shared_params import Reasoning as ReasoningParam
 
+from llmserve.api.openai.responses import schemas as wire
 from llmserve.api.openai.responses.request import to_core
-from llmserve.api.schemas import responses as wire
-from llmserve.api.schemas.responses import ResponsesRequest
+from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.core import (
     Constraint,
     Delta,

@@ -2,7 +2,7 @@
 
 uvicorn waits for ever for a first request, for the rest of a head and for a reader that does not
 read. Here a connection is always in one `Stage`, and each stage that depends on the client has a
-time limit; the body's is in `api/upload.py`, because there it can be answered like other errors.
+time limit; the body's is in `api/http/upload.py`, where it can be answered like other errors.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llmserve.api.admission import Admission
-from llmserve.api.errors import LINGER_BYTES, LINGER_S, encode_error
-from llmserve.api.parser import Parser
-from llmserve.api.request_id import new_id
+from llmserve.api.http.connection_limits import Admission
+from llmserve.api.http.errors import LINGER_BYTES, LINGER_S, encode_error
+from llmserve.api.http.parser import Parser
+from llmserve.api.http.request_id import new_id
 from llmserve.config.config import ServerConfig
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
 

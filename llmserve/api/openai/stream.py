@@ -19,7 +19,7 @@ import llmserve
 from llmserve import core
 from llmserve.api.answer import Folded, sse_event
 from llmserve.api.merge import Indexed
-from llmserve.api.schemas.openai import Body, CompletionTokensDetails, PromptTokensDetails, Usage
+from llmserve.api.openai.schemas import Body, CompletionTokensDetails, PromptTokensDetails, Usage
 from llmserve.config.config import ModelSpec
 from llmserve.core import Finished, FinishReason, Part, Queued, Started
 from llmserve.gateway import Gateway

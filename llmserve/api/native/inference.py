@@ -7,11 +7,12 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer, sse_event
-from llmserve.api.body import decode_body
 from llmserve.api.caller import caller_of
+from llmserve.api.fields import stop_strings
+from llmserve.api.http.decode import decode_body
+from llmserve.api.http.upload import read_body
 from llmserve.api.merge import merge
-from llmserve.api.schemas.fields import stop_strings
-from llmserve.api.schemas.native import (
+from llmserve.api.native.schemas import (
     Details,
     GrammarFormat,
     InferenceRequest,
@@ -24,7 +25,6 @@ from llmserve.api.schemas.native import (
     StreamDelta,
     StreamReasoning,
 )
-from llmserve.api.upload import read_body
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError

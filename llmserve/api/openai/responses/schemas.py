@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
-from llmserve.api.schemas.openai import Inert, Refused, SamplingRequest, refused_but
-from llmserve.api.schemas.openai_chat import ReasoningEffort
-from llmserve.api.schemas.openai_tools import CallId, ToolName
+from llmserve.api.fields import JsonObjectOrNull, MaxTokens
+from llmserve.api.openai.chat_schemas import ReasoningEffort
+from llmserve.api.openai.schemas import Inert, Refused, SamplingRequest, refused_but
+from llmserve.api.openai.tool_schemas import CallId, ToolName
 
 Parts = Annotated[list["ContentPart"], Meta(max_length=1024)]
 

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.api.body import json_response
-from llmserve.api.schemas.ops import Status
+from llmserve.api.admin.health_schemas import Status
+from llmserve.api.http.decode import json_response
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.requests import Request
 
-from llmserve.api.body import clipped
+from llmserve.api.http.decode import clipped
 from llmserve.config.config import ServerConfig
 from llmserve.errors import CrowdedError, InvalidRequestError, RequestTimeoutError, TooLargeError
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import h11
 
-from llmserve.api.body import clipped
+from llmserve.api.http.decode import clipped
 from llmserve.errors import InvalidRequestError, LlmserveError
 
 MAX_HEAD_BYTES = 32 << 10  # request line and headers; of a chunk: its size, extensions, trailers

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from llmserve.api.schemas.fields import TokenId
-from llmserve.api.schemas.openai_chat import Messages, ReasoningEffort, TemplateVariables
-from llmserve.api.schemas.openai_tools import Tools
+from llmserve.api.fields import TokenId
+from llmserve.api.openai.chat_schemas import Messages, ReasoningEffort, TemplateVariables
+from llmserve.api.openai.tool_schemas import Tools
 
 # Seconds of a thread at most: what comes as one word, such as a million times the same letter,
 # takes longest, and nothing can stop native code.

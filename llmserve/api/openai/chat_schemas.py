@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.schemas.fields import JsonObjectOrNull, MaxTokens
-from llmserve.api.schemas.openai import GenerationRequest, Inert, Refused, refused_but
-from llmserve.api.schemas.openai_tools import (
+from llmserve.api.fields import JsonObjectOrNull, MaxTokens
+from llmserve.api.openai.schemas import GenerationRequest, Inert, Refused, refused_but
+from llmserve.api.openai.tool_schemas import (
     AnswerCall,
     Call,
     CallDelta,

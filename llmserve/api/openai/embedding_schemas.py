@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct
 
-from llmserve.api.schemas.fields import TextsOrTokens, Timeout
-from llmserve.api.schemas.openai import Inert
+from llmserve.api.fields import TextsOrTokens, Timeout
+from llmserve.api.openai.schemas import Inert
 
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 # Numbers, or base64 of little-endian float32; encoded already.

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from llmserve.api.schemas.fields import TextsOrTokens
-from llmserve.api.schemas.openai import GenerationRequest
+from llmserve.api.fields import TextsOrTokens
+from llmserve.api.openai.schemas import GenerationRequest
 
 
 class CompletionRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):

@@ -6,9 +6,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.api.body import json_response
+from llmserve.api.admin.model_schemas import AddressStatus, ModelList, ModelStatus
 from llmserve.api.caller import caller_of
-from llmserve.api.schemas.models import AddressStatus, ModelList, ModelStatus
+from llmserve.api.http.decode import json_response
 from llmserve.config.config import ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.pool.memory.budget import process_bytes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.schemas.fields import (
+from llmserve.api.fields import (
     Grammar,
     LogitBias,
     MinP,

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.schemas.errors import ErrorBody, ErrorEnvelope
-from llmserve.api.upload import CUT_OFF
+from llmserve.api.http.error_schemas import ErrorBody, ErrorEnvelope
+from llmserve.api.http.upload import CUT_OFF
 from llmserve.errors import (
     AuthenticationError,
     DeadlineError,

@@ -8,9 +8,9 @@ import secrets
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from llmserve.api.openai.chat_schemas import ContentLogprob
 from llmserve.api.openai.logprobs import content_logprobs
-from llmserve.api.schemas.openai_chat import ContentLogprob
-from llmserve.api.schemas.response_items import (
+from llmserve.api.openai.responses.items import (
     ArgumentsDelta,
     ArgumentsDone,
     ItemAdded,

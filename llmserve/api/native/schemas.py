@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from llmserve.api.schemas.fields import (
+from llmserve.api.fields import (
     Grammar,
     JsonObject,
     LogitBias,

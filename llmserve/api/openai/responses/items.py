@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from llmserve.api.schemas.errors import ErrorBody
-from llmserve.api.schemas.openai_chat import ContentLogprob
-from llmserve.api.schemas.responses import TextFormat, ToolChoice
+from llmserve.api.http.error_schemas import ErrorBody
+from llmserve.api.openai.chat_schemas import ContentLogprob
+from llmserve.api.openai.responses.schemas import TextFormat, ToolChoice
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

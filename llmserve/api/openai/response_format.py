@@ -4,7 +4,7 @@ import json
 
 import msgspec
 
-from llmserve.api.schemas.openai import GenerationRequest, StructuredOutputs
+from llmserve.api.openai.schemas import GenerationRequest, StructuredOutputs
 from llmserve.core import Constraint
 from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmserve.api.errors import LlmserveErrorHandler
+from llmserve.api.http.errors import LlmserveErrorHandler
 from llmserve.config.config import ServerConfig
 from llmserve.errors import PermissionDeniedError
 

@@ -10,11 +10,11 @@ from starlette.types import Send
 
 from llmserve import core
 from llmserve.api.answer import Answer, send_body
-from llmserve.api.body import decode_body, json_response
 from llmserve.api.caller import Caller, caller_of
+from llmserve.api.http.decode import decode_body, json_response
+from llmserve.api.http.upload import read_body
 from llmserve.api.openai.messages import to_messages
-from llmserve.api.openai.tools import to_tools
-from llmserve.api.schemas.tokens import (
+from llmserve.api.openai.tokenize_schemas import (
     DetokenizeRequest,
     DetokenizeResponse,
     TemplateRequest,
@@ -23,7 +23,7 @@ from llmserve.api.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from llmserve.api.upload import read_body
+from llmserve.api.openai.tools import to_tools
 from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")

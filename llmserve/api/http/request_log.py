@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.api.request_id import given_id, new_id
+from llmserve.api.http.request_id import given_id, new_id
 from llmserve.errors import LlmserveError
 from llmserve.telemetry.request_record import RequestRecord, note_error, set_current
 

@@ -11,7 +11,7 @@ from enum import Enum
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.api.errors import LlmserveErrorHandler
+from llmserve.api.http.errors import LlmserveErrorHandler
 from llmserve.auth.keyring import Grant
 from llmserve.errors import AuthenticationError, LlmserveError, PermissionDeniedError
 from llmserve.gateway import Gateway

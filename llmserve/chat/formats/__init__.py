@@ -1,1 +1,0 @@
-"""Calls and thoughts in the text of an answer: their formats, and one parser for all of them."""
