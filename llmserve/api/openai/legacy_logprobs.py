@@ -24,7 +24,7 @@ class LogprobsEncoder:
             end += width
         self._num_characters = len(echo)
         return CompletionLogprobs(
-            tokens=[_text(prompt.first), *(_text(each.chosen.data) for each in prompt.rest)],
+            tokens=[_legacy_text(prompt.first), *(_legacy_text(each.chosen.data) for each in prompt.rest)],
             token_logprobs=[None, *(_value(each.chosen) for each in prompt.rest)],
             top_logprobs=[None, *(_top(each) for each in prompt.rest)],
             text_offset=offsets,
@@ -36,7 +36,7 @@ class LogprobsEncoder:
             offsets.append(self._num_characters)
             self._num_characters += _width(each.chosen.data)
         return CompletionLogprobs(
-            tokens=[_text(each.chosen.data) for each in sampled],
+            tokens=[_legacy_text(each.chosen.data) for each in sampled],
             token_logprobs=[_value(each.chosen) for each in sampled],
             top_logprobs=[_top(each) for each in sampled],
             text_offset=offsets,
@@ -65,11 +65,11 @@ def _top(sampled: SampledLogprob) -> dict[str, float]:
     """The most likely tokens, and the chosen one, which need not be among them."""
     top: dict[str, float] = {}
     for token in (*sampled.top, sampled.chosen):
-        top.setdefault(_text(token.data), _value(token))
+        top.setdefault(_legacy_text(token.data), _value(token))
     return top
 
 
-def _text(data: bytes) -> str:
+def _legacy_text(data: bytes) -> str:
     """A part of a character as OpenAI writes it, because there are no bytes beside it."""
     try:
         return data.decode()
