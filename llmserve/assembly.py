@@ -11,8 +11,7 @@ from llmserve.gateway import Gateway
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.memory.budget import MemoryBudget, give_back
 from llmserve.pool.pool import Pool
-from llmserve.pool.threads import ThreadOpener
-from llmserve.process.launcher import ProcessOpener
+from llmserve.process.launcher import ProcessOpener, ThreadOpener
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
 

@@ -30,7 +30,7 @@ from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.remote.bounds import Bounds
+from llmserve.remote.protocol import Bounds
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
 from llmserve.telemetry.tracing import Tracing

@@ -25,7 +25,7 @@ from llmserve.engine.interface import Facade
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import EngineCrashedError, ModelQuarantinedError, RequestLostError
 from llmserve.gateway import Gateway
-from llmserve.pool import restarts
+from llmserve.pool import model as pool_model
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.placement import Placement
@@ -52,7 +52,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(pool_model, "FIRST_PAUSE_S", 0.0)
 
 
 class Loader:

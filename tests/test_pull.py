@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import tomlkit
 
-from llmserve.cli import memory
-from llmserve.cli.progress import Lines
+from llmserve.cli import pull
+from llmserve.cli.output import Lines
 from llmserve.config.config import load_config
 from tests.hub import COMMIT, HubServer, serve_hub
 from tests.tiny_models import write_llama
@@ -332,9 +332,9 @@ class TestAdd:
 
 class TestMemory:
     def test_fits_leaves_room_for_the_context(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(memory, "machine_bytes", lambda: 1200)
-        assert memory.fits(800)
-        assert not memory.fits(801)
+        monkeypatch.setattr(pull, "machine_bytes", lambda: 1200)
+        assert pull.fits(800)
+        assert not pull.fits(801)
 
 
 def test_lines_say_each_tenth_once(capsys: pytest.CaptureFixture[str]) -> None:

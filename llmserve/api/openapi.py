@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 import llmserve
 from llmserve.api.endpoint import Operation
 from llmserve.api.http.auth import Level, level_of
-from llmserve.api.http.error_schemas import ErrorEnvelope
+from llmserve.api.http.errors import ErrorEnvelope
 
 Json = dict[str, Any]
 

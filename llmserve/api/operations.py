@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from llmserve.api.admin.health_schemas import Status
-from llmserve.api.admin.model_schemas import ModelList, ModelStatus
+from llmserve.api.admin.health import Status
+from llmserve.api.admin.models import ModelList, ModelStatus
 from llmserve.api.endpoint import GENERATION, MODEL, Operation
-from llmserve.api.http.error_schemas import ErrorEnvelope
+from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.native.schemas import InferenceRequest, InferenceResponse, StreamDelta
 from llmserve.config.config import ConfigChange
 

@@ -18,7 +18,7 @@ import uvicorn
 from llmserve.api.app import create_app
 from llmserve.api.http.connection import Connection
 from llmserve.api.http.connection_limits import Admission, allowed_connections
-from llmserve.auth.exposure import check_exposure
+from llmserve.auth.keyring import check_exposure
 from llmserve.errors import ConfigError
 from llmserve.gateway import Gateway
 

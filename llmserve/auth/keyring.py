@@ -1,6 +1,11 @@
-"""The keys of a running server: who shows which, and what each has used. Only the event loop's."""
+"""The keys of a running server: which request shows which, and what each has used.
+
+Also whether a server without keys may listen where it is to listen: most servers of this kind
+that are found open on the internet were exposed by accident. Lives on the event loop.
+"""
 
 import hmac
+import ipaddress
 import logging
 import math
 import time
@@ -10,7 +15,7 @@ from contextlib import contextmanager
 from llmserve.auth.key_file import KeySources
 from llmserve.auth.keys import Key, sha256
 from llmserve.auth.rate_limit import Bucket
-from llmserve.errors import AuthenticationError, RateLimitError
+from llmserve.errors import AuthenticationError, ConfigError, RateLimitError
 
 log = logging.getLogger(__name__)
 
@@ -140,3 +145,28 @@ class Keyring:
         if grant is None or not hmac.compare_digest(grant.key.sha256, shown):
             raise AuthenticationError("this API key is not valid here")
         return grant
+
+
+def check_exposure(address: str, *, has_keys: bool, is_insecure_meant: bool) -> None:
+    """`address` is what the socket is bound to: an IP address, never a name.
+
+    Raises `ConfigError` if others can reach it, nobody is asked for a key, and nobody said that
+    this is meant.
+    """
+    if has_keys and is_insecure_meant:
+        raise ConfigError("there are API keys, and --insecure-no-auth too: leave one of them out")
+    if has_keys or _is_loopback(address):
+        return
+    if not is_insecure_meant:
+        raise ConfigError(
+            f"whoever can reach {address} could use this server, for there is no API key: set"
+            " LLMSERVE_API_KEYS, or api_keys_file in models.toml (llmserve keys new NAME --add"
+            " FILE), or listen on 127.0.0.1; --insecure-no-auth starts it all the same"
+        )
+    log.warning("whoever can reach %s can use this server: there is no API key", address)
+
+
+def _is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])  # without an interface's name
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback

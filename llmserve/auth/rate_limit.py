@@ -1,8 +1,15 @@
-"""A rate limit as a bucket: it refills at a steady rate, up to what one minute brings. Pure.
+"""What a key may use in a minute: a bucket that refills, and the meter that takes from it. Pure.
 
 What a request costs is known only while it is answered, so what is taken may exceed what is
-there. Who made the debt waits until it is paid: nobody may begin while less than one is left.
+there. The key that made the debt waits until it is paid: no request begins while less than one
+is left.
 """
+
+from collections.abc import Callable
+
+from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started, ToolCallDelta
+
+_TOKEN_LEN = 4  # characters of a token, about
 
 
 class Bucket:
@@ -38,3 +45,32 @@ class Bucket:
         self.per_minute = per_minute
         self._level = per_minute - used
         self._seen_s = now_s
+
+
+class Bill:
+    """Charges while the answer comes, so that who leaves early has paid for what it got.
+
+    Of a part its length alone is known, so that is an estimate; the end settles it exactly.
+    With `counts_prompt` false the prompt is on the bill of another choice of the same request.
+    """
+
+    def __init__(self, charge: Callable[[int], None], *, counts_prompt: bool = True) -> None:
+        self.num_charged = 0
+        self._charge = charge
+        self._counts_prompt = counts_prompt
+
+    def see(self, event: Event) -> None:
+        match event:
+            case Started(prompt_tokens=int(num_tokens)) if self._counts_prompt:
+                self._add(num_tokens)
+            case Delta(text) | ReasoningDelta(text) | ToolCallDelta(arguments=text):
+                self._add(max(1, len(text) // _TOKEN_LEN))
+            case Finished(usage=usage):
+                num_prompt = usage.prompt_tokens if self._counts_prompt else 0
+                self._add(num_prompt + usage.generated_tokens - self.num_charged)
+            case _:
+                pass
+
+    def _add(self, num_tokens: int) -> None:
+        self.num_charged += num_tokens
+        self._charge(num_tokens)

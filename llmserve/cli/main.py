@@ -14,13 +14,13 @@ import msgspec
 from llmserve import __version__
 from llmserve.auth.key_file import VARIABLE, find_sources
 from llmserve.auth.keyring import Keyring
-from llmserve.cli import table
+from llmserve.cli import output
 from llmserve.cli.check import check
 from llmserve.cli.keys import keys
 from llmserve.cli.options import cache_dir, config_option, load
 from llmserve.cli.pull import pull
 from llmserve.config.config import Config, ModelSpec
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 from llmserve.errors import LlmserveError, ModelFileError
 from llmserve.hub.locate import check_files, locate_all
@@ -161,7 +161,7 @@ def models(config_path: Path | None) -> None:
         (spec.name, ", ".join(spec.aliases) or "-", _size_on_disk(spec), spec.source)
         for spec in config.models
     ]
-    for line in table.lines(rows):
+    for line in output.lines(rows):
         click.echo(line)
 
 

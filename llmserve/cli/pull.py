@@ -5,18 +5,21 @@ from pathlib import Path
 
 import click
 
-from llmserve.cli import memory, table
+from llmserve.cli import output
 from llmserve.cli.options import config_option, load
-from llmserve.cli.progress import for_stream
+from llmserve.cli.output import for_stream
 from llmserve.config.config import Config
 from llmserve.config.edit import append_model, check_free
 from llmserve.config.hub_ref import BadRefError, HubRef, parse_ref
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 from llmserve.errors import ConfigError, ModelFileError
 from llmserve.hub import cache
 from llmserve.hub.locate import Fetched, fetch, locate
 from llmserve.hub.quants import Weights, choose, group
 from llmserve.pool.memory.budget import machine_bytes
+
+USABLE = 0.8  # of the machine's memory
+OVERHEAD = 1.2  # context and work buffers on top of the weights
 
 
 @click.command()
@@ -123,11 +126,11 @@ def _print_list(ref: HubRef) -> None:
     for one in models:
         files = cache.find(HubRef(ref.repo, file=one.first.path, revision=ref.revision))
         rows.append(_row(one, one == chosen, bool(files)))
-    for line in table.lines(rows):
+    for line in output.lines(rows):
         click.echo(line)
     click.echo(
-        f"\n*: taken for {ref.text}. FITS: the file and {memory.OVERHEAD - 1:.0%} for the context"
-        f" in {memory.USABLE:.0%} of this machine's {human(machine_bytes())}."
+        f"\n*: taken for {ref.text}. FITS: the file and {OVERHEAD - 1:.0%} for the context"
+        f" in {USABLE:.0%} of this machine's {human(machine_bytes())}."
     )
 
 
@@ -146,7 +149,12 @@ def _row(one: Weights, is_chosen: bool, on_disk: bool) -> tuple[str, str, str, s
         f"{one.quant or '?'}{' *' if is_chosen else ''}",
         human(one.size_bytes),
         str(one.num_parts),
-        "yes" if memory.fits(one.size_bytes) else "no",
+        "yes" if fits(one.size_bytes) else "no",
         "yes" if on_disk else "-",
         one.first.path,
     )
+
+
+def fits(size_bytes: int) -> bool:
+    """Whether weights of `size_bytes` leave room for a context."""
+    return size_bytes * OVERHEAD <= machine_bytes() * USABLE

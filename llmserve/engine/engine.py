@@ -37,9 +37,8 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
-from llmserve.engine.scheduler.news import QueueNews
-from llmserve.engine.scheduler.queue import Admission, Policy
-from llmserve.engine.structured.compiling import Compiling
+from llmserve.engine.scheduler.queue import Admission, Policy, QueueNews
+from llmserve.engine.structured.compiler import Compiling
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker.pinning import PinOptions
 from llmserve.engine.worker.worker import Worker

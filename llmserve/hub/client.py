@@ -40,7 +40,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore
 from msgspec import Struct
 
 from llmserve.config.hub_ref import DEFAULT_REVISION, HubRef, check_repo_path
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 from llmserve.errors import HubError, HubUnreachableError
 from llmserve.hub.cache import default_cache_dir, repo_path
 from llmserve.hub.download import TransferError, download

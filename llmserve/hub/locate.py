@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from llmserve.config.config import ModelSpec
 from llmserve.config.hub_ref import HubRef
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 from llmserve.errors import HubError, HubUnreachableError, ModelFileError
 from llmserve.hub import cache
 from llmserve.hub.progress import Progress, Silent

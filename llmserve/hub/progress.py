@@ -1,6 +1,6 @@
 """How a download tells what it is doing: one small interface, and the implementation for nobody.
 
-The command line draws a bar, a server would log; see `cli/progress.py`.
+The command line draws a bar, a server would log; see `cli/output.py`.
 """
 
 from typing import Protocol

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from msgspec import Struct
 
 from llmserve.config.hub_ref import HubRef
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 from llmserve.errors import ModelFileError
 
 DEFAULT_QUANT = "Q4_K_M"  # the best-known balance of quality and size

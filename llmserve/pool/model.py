@@ -1,4 +1,4 @@
-"""One model as the pool sees it."""
+"""One model as the pool sees it, and when it is loaded again after a crash."""
 
 import asyncio
 import logging
@@ -12,9 +12,12 @@ from llmserve.hub.locate import Stamp
 from llmserve.pool.eviction import Use
 from llmserve.pool.placement import Placement
 from llmserve.pool.progress import Progress
-from llmserve.pool.restarts import Restarts
 
 log = logging.getLogger(__name__)
+MAX_IN_ROW = 3
+FIRST_PAUSE_S = 1.0
+MAX_PAUSE_S = 60.0
+STEADY_S = 300.0  # who has lived so long dies of something else than last time
 
 
 class State(StrEnum):
@@ -85,3 +88,35 @@ class Model:
         if self.spec.pinned and not self.is_retired:
             return Use.PINNED
         return Use.IDLE if self.state is State.READY and not self.num_leases else Use.BUSY
+
+
+class Restarts:
+    """Of one model. Times are on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.num_crashes = 0  # ever
+        self.num_in_row = 0
+        self.not_before_s = 0.0
+
+    def note_crash(self, now_s: float, *, has_answered: bool = False, lived_s: float = 0) -> None:
+        self.num_crashes += 1
+        if has_answered or lived_s >= STEADY_S:
+            self.num_in_row = 0
+        self.num_in_row += 1
+        self.not_before_s = now_s + self._pause_s
+
+    @property
+    def _pause_s(self) -> float:
+        if self.num_in_row < 2:
+            return 0.0
+        return min(FIRST_PAUSE_S * (1 << self.num_in_row - 2), MAX_PAUSE_S)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is of no use to try again."""
+        return self.num_in_row >= MAX_IN_ROW
+
+    def forgive(self) -> None:
+        """Somebody has changed something."""
+        self.num_in_row = 0
+        self.not_before_s = 0.0

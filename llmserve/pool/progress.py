@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 
 log = logging.getLogger(__name__)
 

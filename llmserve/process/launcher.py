@@ -1,18 +1,22 @@
-"""An order -> a running model in a child process."""
+"""Load spec -> a running model: in a process of its own, or in threads of the server."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import psutil
 
 from llmserve.engine.load_spec import LIBRARY, LoadProgress, Machine, Order
 from llmserve.engine.messages import Load, StepStats
-from llmserve.process.child_process import ChildProcess, crashed, first_of
+from llmserve.process.child_process import ChildProcess, Spawned, crashed, first_of, spawn
 from llmserve.process.client import ProcessEngine
 from llmserve.process.messages import FromChild, NotLoaded, Open, Progress, Ready
-from llmserve.process.spawn import Spawned, spawn
 from llmserve.process.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from llmserve.engine.engine import Engine
+    from llmserve.engine.loading import Library
 
 OVERHEAD_BYTES = 40_000_000  # of a process, beside the model: its interpreter and modules
 
@@ -126,3 +130,44 @@ def _reads_of(pid: int) -> Callable[[], bool]:
 
     has_read()
     return has_read
+
+
+class ThreadOpener:
+    """Implements `pool.loader.Opener`."""
+
+    overhead_bytes = 0
+
+    def __init__(self, library: str = LIBRARY) -> None:
+        self._library = library
+
+    async def machine(self, name: str) -> Machine:
+        return await asyncio.to_thread(lambda: self._load_library().machine())
+
+    def drop(self, name: str) -> None:
+        """Nothing was begun."""
+
+    async def open(
+        self,
+        order: Order,
+        progress: LoadProgress,
+        *,
+        stall_timeout_s: float,
+        on_step: Callable[[StepStats], None],
+        on_load: Callable[[Load], None],
+    ) -> "Engine":
+        """Raises `ModelFileError` or `EngineError`. A thread cannot be ended when it stalls."""
+        from llmserve.engine.loading import open_engine
+
+        return await open_engine(
+            order,
+            self._load_library(),
+            on_progress=progress.update,
+            on_step=on_step,
+            on_load=on_load,
+        )
+
+    def _load_library(self) -> "Library":
+        # Imported when first needed: a server without a loaded model stays small.
+        from llmserve.engine.loading import library
+
+        return library(self._library)

@@ -20,11 +20,11 @@ from llmserve.core import (
     Usage,
 )
 from llmserve.errors import InvalidRequestError
-from llmserve.remote.calls import CallPieces
 from llmserve.remote.errors import UNREADABLE, BrokenAnswerError, ErrorInStreamError
 from llmserve.remote.protocol import (
     DEFAULT_MAX_TOKENS,
     Call,
+    CallPieces,
     Ending,
     check_honoured,
     encode_body,

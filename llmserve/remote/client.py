@@ -15,7 +15,6 @@ import httpx2
 
 from llmserve.core import Part
 from llmserve.errors import InvalidRequestError, ProviderTimeoutError
-from llmserve.remote.bounds import Bounds
 from llmserve.remote.errors import (
     Asked,
     AttemptError,
@@ -28,7 +27,7 @@ from llmserve.remote.errors import (
     too_late,
 )
 from llmserve.remote.http2 import mend
-from llmserve.remote.protocol import Call, Decoder, Ending
+from llmserve.remote.protocol import Bounds, Call, Decoder, Ending
 from llmserve.remote.retry import Failure
 from llmserve.remote.sse import SseReader, SseTooLongError
 
@@ -36,6 +35,7 @@ MAX_ERROR_BYTES = 64 << 10
 LINGER_S = 0.2  # for the end of a response whose last event has come
 LANE_SIZE = 16  # requests of one client at the same time
 KEEP_ALIVE_S = 60.0  # an idle connection: another one costs a TLS handshake
+
 
 # At debug they write every header, and the key is one.
 for _name in ("hpack", "httpcore2"):

@@ -5,14 +5,16 @@ also fields that `core.Request` may get later.
 """
 
 import functools
+import secrets
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import msgspec
 from msgspec import NODEFAULT, Struct
 
-from llmserve.core import FinishReason, Mode, Part, Request, Usage
+from llmserve.core import FinishReason, Mode, Part, Request, ToolCallDelta, Usage
 from llmserve.errors import InvalidRequestError
+from llmserve.remote.errors import BrokenAnswerError
 from llmserve.remote.sse import SseEvent
 
 # For protocols whose own default is none, or a few tokens: the most that all their models take.
@@ -103,3 +105,48 @@ def encode_body(body: dict[str, object]) -> bytes:
         raise InvalidRequestError(
             "the request is no valid Unicode: it has half of a surrogate pair"
         ) from error
+
+
+class CallPieces:
+    """Of one answer."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[int, int] = {}  # the provider's -> ours
+        self._has_arguments: list[bool] = []
+
+    @property
+    def num_calls(self) -> int:
+        return len(self._has_arguments)
+
+    def add(
+        self, index: int | None, call_id: str | None, name: str | None, arguments: str | None
+    ) -> ToolCallDelta:
+        """Raises `BrokenAnswerError` for a call without a name."""
+        if index is None:  # Google's: every call in one piece, or a piece of the last one
+            index = self.num_calls if name or not self.num_calls else self.num_calls - 1
+        ours = self._indexes.get(index)
+        if ours is not None:
+            self._has_arguments[ours] |= bool(arguments)
+            return ToolCallDelta(ours, arguments or "")
+        if not name:
+            raise BrokenAnswerError("sent a tool call without a name")
+        ours = self._indexes[index] = self.num_calls
+        self._has_arguments.append(bool(arguments))
+        return ToolCallDelta(
+            ours, arguments or "", call_id or f"call_{secrets.token_hex(12)}", name
+        )
+
+    def complete(self) -> Iterator[ToolCallDelta]:
+        """What is missing at the end: a call without arguments has an empty object."""
+        for index, has_arguments in enumerate(self._has_arguments):
+            if not has_arguments:
+                yield ToolCallDelta(index, "{}")
+
+
+class Bounds(Struct, frozen=True):
+    """Tests have smaller ones."""
+
+    connect_s: float = 5.0
+    answer_s: float = 3600.0
+    answer_bytes: int = 512 << 20  # an event of a token is 0.2 to 3 kB on the wire
+    event_bytes: int = 1 << 20

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from llmserve.config.config import ModelSpec
 from llmserve.config.provider import Provider, is_private
-from llmserve.remote.bounds import Bounds
+from llmserve.remote.protocol import Bounds
 from llmserve.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.auth.bill import Bill
+from llmserve.auth.rate_limit import Bill
 from llmserve.core import (
     Delta,
     Event,

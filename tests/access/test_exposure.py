@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from llmserve.auth.exposure import check_exposure
+from llmserve.auth.keyring import check_exposure
 from llmserve.errors import ConfigError
 
 LOOPBACK = ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from llmserve.errors import EngineCrashedError
-from llmserve.pool import restarts
+from llmserve.pool import model as pool_model
 from llmserve.pool.model import State
 from tests.serving import FakeService, fake_service, wait_until
 
@@ -15,7 +15,7 @@ ASK = {"prompt": "hello", "mode": "completion", "parameters": {"max_tokens": 2}}
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     """Its default model has killed three processes at start-up; another stands in if told to."""
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(pool_model, "FIRST_PAUSE_S", 0.0)
     error = EngineCrashedError("the process of model 'fake' was killed by signal 6")
     error.log_lines = ("GGML_ASSERT(false) failed",)
     with fake_service(load_error=error) as running:

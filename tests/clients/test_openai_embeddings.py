@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.embedding_create_params import EmbeddingCreateParams
 
-from llmserve.api.openai.embedding_schemas import EmbeddingsRequest
+from llmserve.api.openai.schemas import EmbeddingsRequest
 from tests.serving import TIMEOUT_S, ServerProcess, server_process
 from tests.tiny_encoders import CLS, SEP, NumpyBert, write_bert
 from tests.tiny_models import write_qwen3

@@ -14,7 +14,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
 from llmserve.api.openai.chat_schemas import ChatRequest, Message
-from llmserve.api.openai.completion_schemas import CompletionRequest
+from llmserve.api.openai.schemas import CompletionRequest
 from tests.clients.trip import Trip
 from tests.serving import TIMEOUT_S, ServerProcess, server_process, wait_until
 

@@ -26,7 +26,6 @@ from llmserve.core import (
 from llmserve.engine.engine import Engine
 from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.structured import compiler as module
-from llmserve.engine.structured import compiling
 from llmserve.engine.structured.compiler import Compiler, MaskFiller
 from llmserve.engine.structured.grammar import field_of
 from llmserve.errors import EngineError, InvalidRequestError
@@ -539,7 +538,7 @@ def test_what_compiles_for_too_long_is_refused_and_so_is_who_waits_for_it(
         prepare(self, request_id, constraint)
 
     monkeypatch.setattr(Compiler, "prepare", slow)
-    monkeypatch.setattr(compiling, "MAX_COMPILE_S", 0.1)
+    monkeypatch.setattr(module, "MAX_COMPILE_S", 0.1)
 
     async def ask() -> None:
         async with engine_on(FakeRuntime(num_cells=1024)) as engine:
@@ -551,7 +550,7 @@ def test_what_compiles_for_too_long_is_refused_and_so_is_who_waits_for_it(
             assert sorted(type(error).__name__ for error in found) == [
                 "InvalidRequestError", "UnavailableError"
             ]  # fmt: skip
-            monkeypatch.setattr(compiling, "MAX_COMPILE_S", 60.0)
+            monkeypatch.setattr(module, "MAX_COMPILE_S", 60.0)
             await collect(engine.generate(asking(DATE)))
 
     asyncio.run(asyncio.wait_for(ask(), timeout=60))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.scheduler.lengths import OutputLengths
+from llmserve.engine.scheduler.cost_model import OutputLengths
 
 
 def test_it_learns_what_is_usual() -> None:

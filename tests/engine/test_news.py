@@ -6,8 +6,8 @@ import pytest
 
 from llmserve.core import Queued
 from llmserve.engine.messages import QueueReport, Waiting
-from llmserve.engine.scheduler import news as news_module
-from llmserve.engine.scheduler.news import INTERVAL_S, QueueNews
+from llmserve.engine.scheduler import queue as news_module
+from llmserve.engine.scheduler.queue import INTERVAL_S, QueueNews
 
 
 class Clock:

@@ -12,8 +12,7 @@ from llmserve.core import SamplingParams
 from llmserve.engine.output.text import TextStream
 from llmserve.engine.sampling.logprobs import PromptScores
 from llmserve.engine.sampling.sampler import Sampler
-from llmserve.engine.scheduler.cost_model import Costs
-from llmserve.engine.scheduler.lengths import OutputLengths
+from llmserve.engine.scheduler.cost_model import Costs, OutputLengths
 from llmserve.engine.scheduler.scheduler import (
     AGING,
     GROWTH_TOKENS,

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.engine.scheduler.cost_model import Costs
-from llmserve.engine.scheduler.lengths import OutputLengths
+from llmserve.engine.scheduler.cost_model import Costs, OutputLengths
 from llmserve.engine.scheduler.scheduler import Limits, Outlook, in_turn
-from llmserve.engine.worker.waits import expected_waits
+from llmserve.engine.worker.reporter import expected_waits
 from tests.engine.test_scheduler import Arrival, Simulation, make_sequence, running_sequence
 
 LIMITS = Limits(max_batch=512, max_running=4, num_cells=4000, max_outputs=32, target_itl_s=10.0)

@@ -9,9 +9,8 @@ import pytest
 
 from llmserve.errors import EngineCrashedError, LlmserveError, ModelFileError
 from llmserve.pool.progress import Progress
-from llmserve.process.child_process import describe_exit
+from llmserve.process.child_process import describe_exit, spawn
 from llmserve.process.launcher import ProcessOpener
-from llmserve.process.spawn import spawn
 from tests.isolation import library
 from tests.isolation.children import is_there, open_child, order, until
 from tests.isolation.library import Script

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.pool.restarts import FIRST_PAUSE_S, MAX_IN_ROW, STEADY_S, Restarts
+from llmserve.pool.model import FIRST_PAUSE_S, MAX_IN_ROW, STEADY_S, Restarts
 
 lives = st.lists(st.tuples(st.booleans(), st.floats(0, 2 * STEADY_S), st.floats(0, 100)))
 

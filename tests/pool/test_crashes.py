@@ -15,7 +15,7 @@ from llmserve.errors import (
     ModelQuarantinedError,
     RequestLostError,
 )
-from llmserve.pool import restarts
+from llmserve.pool import model as pool_model
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from tests.pool.fakes import FakeEngine, FakeLoader, make_pool, make_spec, settle
@@ -31,7 +31,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(pool_model, "FIRST_PAUSE_S", 0.0)
 
 
 def crash(engine: FakeEngine, *, has_answered: bool = False, lived_s: float = 1) -> None:
@@ -180,7 +180,7 @@ async def test_a_quarantined_model_that_leaves_the_config_is_forgotten() -> None
 
 
 async def test_a_pause_before_another_load_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 1000.0)
+    monkeypatch.setattr(pool_model, "FIRST_PAUSE_S", 1000.0)
     loader = FakeLoader({"a": 1})
     pool = make_pool(loader, 9, load_wait_s=0.1)
     for engine in range(2):
@@ -198,7 +198,7 @@ async def test_a_pause_before_another_load_is_told(monkeypatch: pytest.MonkeyPat
 async def test_closing_while_a_load_waits_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 1000.0)
+    monkeypatch.setattr(pool_model, "FIRST_PAUSE_S", 1000.0)
     loader = FakeLoader({"a": 1}, is_instant=False)
     pool = make_pool(loader, 9)
     asking = asyncio.create_task(refusal(pool))
@@ -234,7 +234,7 @@ async def test_a_process_that_is_dead_before_anybody_could_use_it(
 
 
 async def test_a_load_by_hand_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 1000.0)
+    monkeypatch.setattr(pool_model, "FIRST_PAUSE_S", 1000.0)
     loader = FakeLoader({"a": 1})
     pool = make_pool(loader, 9)
     for engine in range(2):

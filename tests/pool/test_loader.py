@@ -18,7 +18,7 @@ from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.pool.threads import ThreadOpener
+from llmserve.process.launcher import ThreadOpener
 from llmserve.telemetry.metrics import Metrics
 from tests.serving import wait_until
 from tests.tiny_models import write_llama

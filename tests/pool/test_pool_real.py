@@ -17,8 +17,7 @@ import pytest
 from llmserve.config.config import load_config
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.progress import Progress
-from llmserve.pool.threads import ThreadOpener
-from llmserve.process.launcher import OVERHEAD_BYTES
+from llmserve.process.launcher import OVERHEAD_BYTES, ThreadOpener
 from llmserve.telemetry.metrics import Metrics
 from tests.serving import ServerProcess, server_process
 from tests.tiny_models import write_llama

@@ -1,6 +1,6 @@
 import pytest
 
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 
 
 @pytest.mark.parametrize(

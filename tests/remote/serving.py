@@ -6,7 +6,7 @@ from typing import Any
 
 from llmserve.config.provider import Provider, Retry
 from llmserve.config.units import Duration
-from llmserve.remote.bounds import Bounds
+from llmserve.remote.protocol import Bounds
 from tests.serving import FakeService, fake_service
 
 KEY = "sk-test-4f9d2c71"  # what must never be seen anywhere

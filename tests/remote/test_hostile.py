@@ -18,8 +18,8 @@ import pytest
 
 from llmserve.config.provider import Retry
 from llmserve.config.units import Duration
-from llmserve.remote.bounds import Bounds
 from llmserve.remote.breaker import NUM_FAILURES
+from llmserve.remote.protocol import Bounds
 from tests.remote import hostile as h
 from tests.remote.serving import provider, remote_service
 from tests.serving import FakeService, metric, raw_inference, sse_events, wait_until

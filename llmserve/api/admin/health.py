@@ -1,12 +1,18 @@
 """For operators: /health (the process lives), /ready (it can answer), /metrics."""
 
+from typing import Literal
+
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.api.admin.health_schemas import Status
 from llmserve.api.http.decode import json_response
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
+
+
+class Status(Struct):
+    status: Literal["ok", "ready"]
 
 
 async def health(request: Request) -> Response:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llmserve.api.http.connection_limits import Admission
 from llmserve.api.http.errors import LINGER_BYTES, LINGER_S, encode_error
 from llmserve.api.http.parser import Parser
-from llmserve.api.http.request_id import new_id
+from llmserve.api.http.request_log import new_id
 from llmserve.config.config import ServerConfig
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import msgspec
+from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.api.http.error_schemas import ErrorBody, ErrorEnvelope
 from llmserve.api.http.upload import CUT_OFF
 from llmserve.errors import (
     AuthenticationError,
@@ -26,6 +26,20 @@ from llmserve.errors import (
     as_llmserve_error,
 )
 from llmserve.telemetry.request_record import DISCONNECTED, note_error
+
+
+class ErrorBody(Struct, frozen=True):
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+
+
+class ErrorEnvelope(Struct, frozen=True):
+    """What went wrong: `code` is stable and for programs, `message` is for people."""
+
+    error: ErrorBody
+
 
 LINGER_S = 2.0  # for a client to read why it was refused, while what it still sends is dropped
 LINGER_BYTES = 32 << 20

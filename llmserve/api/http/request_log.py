@@ -1,5 +1,6 @@
-"""Around the whole application, so that answers to bugs count too: every request's `x-request-id`,
-log line and span.
+"""Every request's `x-request-id`, log line and span.
+
+Around the whole application, so that answers to bugs count too.
 """
 
 import contextlib
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.api.http.request_id import given_id, new_id
 from llmserve.errors import LlmserveError
 from llmserve.telemetry.request_record import RequestRecord, note_error, set_current
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import RequestSpan, Tracing
+import re
+import secrets
 
 log = logging.getLogger("llmserve.request")
 
 _PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: told at debug, not traced
 _MAX_PATH_LEN = 200
+_USABLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestLog:
@@ -90,3 +93,15 @@ def _trace_headers(scope: Scope) -> Iterator[tuple[str, str]]:
     for name, value in scope["headers"]:
         if name in (b"traceparent", b"tracestate"):
             yield name.decode(), value.decode("latin-1")
+
+
+def new_id() -> bytes:
+    return b"req_" + secrets.token_hex(16).encode()
+
+
+def given_id(scope: Scope) -> bytes | None:
+    """A proxy's own id, if it is harmless to repeat."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _USABLE.fullmatch(value):
+            return bytes(value)
+    return None

@@ -24,11 +24,10 @@ from llmserve.api.openai.chat_schemas import (
     ResponseFormat,
 )
 from llmserve.api.openai.errors import describe_error
-from llmserve.api.openai.formats import format_constraint
 from llmserve.api.openai.logprobs import content_logprobs
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
-from llmserve.api.openai.response_format import structured_constraint
+from llmserve.api.openai.response_format import format_constraint, structured_constraint
 from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta

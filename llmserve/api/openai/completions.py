@@ -14,13 +14,8 @@ from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.merge import merge
-from llmserve.api.openai.completion_schemas import (
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionRequest,
-)
 from llmserve.api.openai.errors import describe_error
-from llmserve.api.openai.legacy_logprobs import LogprobsEncoder, join
+from llmserve.api.openai.logprobs import LogprobsEncoder, join
 from llmserve.api.openai.params import (
     TextOrTokens,
     sampling,
@@ -29,6 +24,11 @@ from llmserve.api.openai.params import (
     wants_usage,
 )
 from llmserve.api.openai.response_format import structured_constraint
+from llmserve.api.openai.schemas import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
 from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError

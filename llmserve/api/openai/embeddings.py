@@ -15,13 +15,13 @@ from llmserve.api.answer import Answer, send_body
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
-from llmserve.api.openai.embedding_schemas import (
+from llmserve.api.openai.params import texts_or_tokens
+from llmserve.api.openai.schemas import (
     EmbeddingItem,
     EmbeddingList,
     EmbeddingsRequest,
     EmbeddingUsage,
 )
-from llmserve.api.openai.params import texts_or_tokens
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 
 MAX_INPUTS = 2048  # OpenAI's

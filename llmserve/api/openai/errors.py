@@ -7,8 +7,7 @@ from llmserve.api.http.decode import (
     UnknownFieldError,
     UnknownKindError,
 )
-from llmserve.api.http.error_schemas import ErrorBody
-from llmserve.api.http.errors import Description, describe
+from llmserve.api.http.errors import Description, ErrorBody, describe
 from llmserve.api.http.upload import BodyTooLargeError
 from llmserve.errors import (
     AuthenticationError,

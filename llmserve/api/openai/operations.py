@@ -1,14 +1,20 @@
 """What the dialect's routes take and give."""
 
 from llmserve.api.endpoint import BODY, GENERATION, MODEL, Operation
-from llmserve.api.http.error_schemas import ErrorEnvelope
+from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.openai.chat_schemas import ChatChoice, ChatRequest, ChunkChoice
-from llmserve.api.openai.completion_schemas import CompletionChoice, CompletionRequest
-from llmserve.api.openai.embedding_schemas import EmbeddingList, EmbeddingsRequest
 from llmserve.api.openai.responses.items import AnyStreamEvent, ResponseBody
 from llmserve.api.openai.responses.schemas import INPUT_ITEMS, FunctionTool, ResponsesRequest
-from llmserve.api.openai.schemas import Body, ModelCard, ModelCards
-from llmserve.api.openai.tokenize_schemas import (
+from llmserve.api.openai.schemas import (
+    Body,
+    CompletionChoice,
+    CompletionRequest,
+    EmbeddingList,
+    EmbeddingsRequest,
+    ModelCard,
+    ModelCards,
+)
+from llmserve.api.openai.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
     TemplateRequest,

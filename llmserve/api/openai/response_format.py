@@ -1,8 +1,9 @@
-"""The fields of llama-server and vLLM that say what an answer must match -> core."""
+"""What an answer must match -> core: OpenAI's fields, and those of llama-server and vLLM."""
 
 import json
 
 import msgspec
+from msgspec import Raw
 
 from llmserve.api.openai.schemas import GenerationRequest, StructuredOutputs
 from llmserve.core import Constraint
@@ -55,3 +56,34 @@ def _schema_text(wire: StructuredOutputs) -> str | None:
     except (UnicodeDecodeError, msgspec.DecodeError) as error:  # nobody has read it so far
         raise InvalidRequestError(f"{path} is no valid text: {error}", param=path) from error
     return None if text in ("", "null") else text
+
+
+def format_constraint(kind: str, schema: Raw, *, path: str) -> Constraint | None:
+    """Of a `text`, `json_object` or `json_schema` format; an absent schema is any JSON object.
+
+    `path` is the schema's, for the `InvalidRequestError` about one that is no object.
+    """
+    text = object_text(schema, path=path)
+    match kind:
+        case "text":
+            return None
+        case "json_schema" if text:
+            return Constraint("json_schema", text)
+        case _:
+            return Constraint("json")
+
+
+def object_text(raw: Raw, *, path: str) -> str | None:
+    """The JSON text of an object, as it was sent: Python's types do not hold all of it.
+
+    None if it is absent or null. Raises `InvalidRequestError` for anything else than an object.
+    """
+    try:
+        text = bytes(raw).decode()
+    except UnicodeDecodeError as error:  # nobody has read it so far
+        raise InvalidRequestError(f"{path} is not valid UTF-8: {error}", param=path) from error
+    if text in ("", "null"):
+        return None
+    if not text.startswith("{"):
+        raise InvalidRequestError(f"{path} is {text[:80]}; it must be an object", param=path)
+    return text

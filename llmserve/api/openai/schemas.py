@@ -1,11 +1,11 @@
-"""What the wire formats of chat completions, completions and responses have in common.
+"""The wire formats of completions and embeddings, and what all of the dialect have in common.
 
 Every optional field may be null. Nothing unknown is accepted; fields whose type is `Refused` are
 known, would change the answer, and are not supported (`openai/params.py` refuses them by name);
 fields whose type is `Inert` cannot change the answer.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
@@ -17,9 +17,15 @@ from llmserve.api.fields import (
     StopString,
     StopStrings,
     Temperature,
+    TextsOrTokens,
     Timeout,
 )
 from llmserve.core import Priority
+
+Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+# Numbers, or base64 of little-endian float32; encoded already.
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+Encoded = Annotated[Raw, Meta(extra_json_schema={"anyOf": [_NUMBERS, {"type": "string"}]})]
 
 
 def refused_but(*harmless: object) -> Meta:
@@ -130,3 +136,60 @@ class ModelCard(Struct):
 class ModelCards(Struct):
     object: str
     data: list[ModelCard]
+
+
+class CompletionRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
+    """`prompt`: a string, strings, token ids, or lists of token ids; not mixed."""
+
+    prompt: TextsOrTokens
+    suffix: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None  # 0 goes with echo
+    best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+
+class CompletionLogprobs(Struct):
+    """Parallel lists, an item a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]  # null for the first token of a prompt
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]  # characters from the start of `text`
+
+
+class CompletionChoice(Struct):
+    text: str
+    index: int
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class EmbeddingsRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`input`: a string, strings, token ids, or lists of token ids; not mixed."""
+
+    input: TextsOrTokens
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None  # float
+    dimensions: Dimensions | None = None  # as many as the model has
+    timeout: Timeout | None = None  # ours
+
+    user: Inert = None
+
+
+class EmbeddingItem(Struct, kw_only=True):
+    object: str = "embedding"
+    index: int
+    embedding: Encoded
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    object: str = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage

@@ -6,19 +6,19 @@ import msgspec
 from msgspec import Raw
 
 from llmserve import core
-from llmserve.api.openai.chat_schemas import ChatRequest
-from llmserve.api.openai.formats import object_text
-from llmserve.api.openai.tool_schemas import (
+from llmserve.api.openai.chat_schemas import (
     AllowedChoice,
     AnswerCall,
     Call,
     CallDelta,
     CalledFunction,
+    ChatRequest,
     FunctionDelta,
     NamedChoice,
     Tool,
     ToolChoice,
 )
+from llmserve.api.openai.response_format import object_text
 from llmserve.core import ToolCallDelta
 from llmserve.errors import InvalidRequestError
 

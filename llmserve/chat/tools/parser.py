@@ -14,8 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from llmserve.chat.tools.formats.table import START, TEXT, Kind, State
-from llmserve.chat.tools.json_scan import JsonScan, read_call
-from llmserve.chat.tools.values import ValueTypes, WrittenObject
+from llmserve.chat.tools.json_scan import JsonScan, ValueTypes, WrittenObject, read_call
 from llmserve.core import Delta, Part, ReasoningDelta, ToolCallDelta
 
 NO_TYPES: Mapping[str, ValueTypes] = MappingProxyType({})

@@ -1,4 +1,4 @@
-"""The threads in which requests become tokens: a long prompt holds up neither loop nor worker."""
+"""Request -> tokens, in threads: a long prompt holds up neither loop nor worker."""
 
 import asyncio
 import secrets
@@ -9,10 +9,12 @@ from typing import TypeVar
 from llmserve.core import Mode, Request
 from llmserve.engine.input import prompt
 from llmserve.engine.input.answer_plan import Answering, AnswerPlan
-from llmserve.engine.input.checks import check_request, check_tool_use
 from llmserve.engine.messages import Submit
 from llmserve.engine.runtime import Runtime
+from llmserve.engine.sampling.logprobs import MAX_LOGPROBS
+from llmserve.engine.structured.grammar import check_tools
 from llmserve.engine.worker.pinning import Pin, make_pins
+from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")
 
@@ -112,3 +114,56 @@ def _seed(request: Request) -> int:
     if request.seed is not None:
         return request.seed
     return 0 if request.deterministic else secrets.randbits(53)
+
+
+def check_request(request: Request, vocab_size: int) -> None:
+    """Raises `InvalidRequestError` that names the field."""
+    _check_constrained(request)
+    _check_parameters(request, vocab_size)
+
+
+def _check_parameters(request: Request, vocab_size: int) -> None:
+    for token in request.sampling.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(
+                f"token {token} is not in the vocabulary of {vocab_size} tokens",
+                param=f"parameters.logit_bias.{token}",
+            )
+    if request.num_logprobs is not None and not 0 <= request.num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequestError(
+            f"{request.num_logprobs} log probabilities were asked for; the range is 0 to"
+            f" {MAX_LOGPROBS}",
+            param="logprobs",
+        )
+    assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
+
+
+def check_tool_use(request: Request) -> None:
+    if request.tool_use is not None:
+        check_tools(request.tool_use.tools)
+        if request.sampling.ignore_eos and request.tool_use.choice != "none":
+            raise InvalidRequestError(
+                "ignore_eos does not go with tools: calls say where the answer ends",
+                param="parameters.ignore_eos",
+            )
+
+
+def _check_constrained(request: Request) -> None:
+    """Raises `InvalidRequestError` for what would break the promise of a constraint.
+
+    It is that an answer with the finish reason stop matches.
+    """
+    if request.constraint is None:
+        return
+    field = request.constraint.field or "response_format"
+    if request.sampling.ignore_eos:
+        raise InvalidRequestError(
+            f"ignore_eos does not go with {field}, which says where the answer ends",
+            param="parameters.ignore_eos",
+        )
+    if request.stop:
+        raise InvalidRequestError(
+            f"stop does not go with {field}: it would cut the answer before it matches;"
+            " use max_tokens to bound it",
+            param="parameters.stop",
+        )

@@ -1,17 +1,23 @@
-"""Who may join a model's queue, and what who may not is told. Lives on the event loop.
+"""Which requests may join a model's queue, and what each is told of its place.
 
 The queue is bounded by requests and by prompt tokens; a `Retry-After` is when there should be room
-again, by what the worker expects of those who wait.
+again, by what the worker expects of those that wait. Lives on the event loop.
 """
 
+import asyncio
 import math
+import time
+from collections.abc import Mapping
+from typing import Any
 
 from msgspec import Struct
 
+from llmserve.core import Queued
 from llmserve.engine.messages import QueueReport
 from llmserve.errors import QueueFullError, QueueTimeoutError
 
 MAX_RETRY_AFTER_S = 120
+INTERVAL_S = 2.0
 
 
 class Policy(Struct, frozen=True):
@@ -110,3 +116,33 @@ class Admission:
 
 def _whole_s(wait_s: float) -> int:
     return min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S)
+
+
+class QueueNews:
+    def __init__(self, requests: Mapping[int, "asyncio.Queue[Any]"]) -> None:
+        """`requests` are those that listen, by id; somebody else keeps them."""
+        self._requests = requests
+        self._told: set[int] = set()  # who knows that it waits
+        self._last_s = 0.0  # when all were told
+
+    def tell(self, queue: QueueReport) -> None:
+        now_s = time.monotonic()
+        is_due = now_s - self._last_s >= INTERVAL_S
+        if is_due:
+            self._last_s = now_s
+        for position, waiting in enumerate(queue.waiting, 1):
+            events = self._requests.get(waiting.id)
+            if events and (is_due or waiting.id not in self._told):
+                self._told.add(waiting.id)
+                events.put_nowait(Queued(position, waiting.expected_wait_s))
+
+    def tell_entry(self, request_id: int) -> None:
+        """It has a slot; who never heard that it waits does not hear that either."""
+        events = self._requests.get(request_id)
+        if events and request_id in self._told:
+            self._told.discard(request_id)
+            events.put_nowait(Queued(0, 0.0))
+
+    def forget(self, request_id: int) -> None:
+        """Whoever listened is gone. Unknown ids are fine."""
+        self._told.discard(request_id)

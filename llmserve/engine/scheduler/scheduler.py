@@ -32,8 +32,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from llmserve.engine.scheduler.cost_model import Costs
-from llmserve.engine.scheduler.lengths import OutputLengths
+from llmserve.engine.scheduler.cost_model import Costs, OutputLengths
 from llmserve.engine.scheduler.sequence import Sequence
 from llmserve.engine.scheduler.speculation import best_len
 

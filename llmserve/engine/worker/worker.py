@@ -30,8 +30,7 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
-from llmserve.engine.scheduler.cost_model import Costs
-from llmserve.engine.scheduler.lengths import OutputLengths
+from llmserve.engine.scheduler.cost_model import Costs, OutputLengths
 from llmserve.engine.scheduler.recovery import Setbacks
 from llmserve.engine.scheduler.scheduler import (
     Limits,

@@ -8,10 +8,9 @@ from msgspec import Struct
 
 from llmserve.core import Delta, FinishReason, Part, ReasoningDelta, SampledLogprob, Usage
 from llmserve.errors import InvalidRequestError
-from llmserve.remote.calls import CallPieces
 from llmserve.remote.errors import UNREADABLE, BrokenAnswerError, ErrorInStreamError
 from llmserve.remote.openai.logprobs import Logprobs, read_logprobs
-from llmserve.remote.protocol import Ending
+from llmserve.remote.protocol import CallPieces, Ending
 from llmserve.remote.sse import SseEvent
 
 _REASONS = {

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmserve.api.openai.completion_schemas import CompletionRequest
 from llmserve.api.openai.completions import to_core, to_prompts
+from llmserve.api.openai.schemas import CompletionRequest
 from llmserve.core import (
     Delta,
     Finished,

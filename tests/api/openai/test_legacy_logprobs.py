@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from llmserve.api.openai.legacy_logprobs import LEAST, LogprobsEncoder, join
+from llmserve.api.openai.logprobs import LEAST, LogprobsEncoder, join
 from llmserve.core import PromptLogprobs, SampledLogprob, TokenLogprob
 
 

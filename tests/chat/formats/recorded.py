@@ -16,7 +16,7 @@ from llmserve.chat.tools.formats.table import (
     Format,
     Thinking,
 )
-from llmserve.chat.tools.values import ValueTypes
+from llmserve.chat.tools.json_scan import ValueTypes
 
 THINK, MISTRAL_THINK, SEED_THINK = THINKING
 Call = tuple[str, Any]  # the arguments decoded

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
+from llmserve.chat.prompted_tools import write_calls
 from llmserve.chat.tools.formats.table import FORMATS, Format, markers_of, states_of
 from llmserve.chat.tools.grammar import call_grammar
 from llmserve.chat.tools.parser import Parser
 from llmserve.chat.tools.schemas import argument_schema, types_of, value_types
-from llmserve.chat.writing import write_calls
 from llmserve.core import Tool, ToolCall, ToolUse
 from llmserve.engine.structured.grammar import SCHEMA_OPTIONS
 from llmserve.errors import InvalidRequestError

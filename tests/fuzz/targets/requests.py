@@ -10,13 +10,12 @@ from llmserve.api.native.inference import to_core as inference_to_core
 from llmserve.api.native.schemas import InferenceRequest
 from llmserve.api.openai.chat import to_core as chat_to_core
 from llmserve.api.openai.chat_schemas import ChatRequest
-from llmserve.api.openai.completion_schemas import CompletionRequest
 from llmserve.api.openai.completions import to_core as completions_to_core
 from llmserve.api.openai.completions import to_prompts
-from llmserve.api.openai.embedding_schemas import EmbeddingsRequest
 from llmserve.api.openai.embeddings import to_core as embeddings_to_core
 from llmserve.api.openai.responses.request import to_core as responses_to_core
 from llmserve.api.openai.responses.schemas import ResponsesRequest
+from llmserve.api.openai.schemas import CompletionRequest, EmbeddingsRequest
 from llmserve.config.provider import Provider
 from llmserve.core import Mode, Request
 from llmserve.engine.structured.gbnf import MAX_SYMBOLS, GrammarError, to_lark

@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from llmserve.api.http.error_schemas import ErrorBody
+from llmserve.api.http.errors import ErrorBody
 from llmserve.api.openai.responses.items import (
     Completed,
     Created,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from llmserve.api.http.error_schemas import ErrorBody
+from llmserve.api.http.errors import ErrorBody
 from llmserve.api.openai.chat_schemas import ContentLogprob
 from llmserve.api.openai.responses.schemas import TextFormat, ToolChoice
 

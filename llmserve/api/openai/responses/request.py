@@ -9,8 +9,8 @@ from msgspec import UNSET, Raw
 from llmserve import core
 from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import MissingFieldError, decode_kind
-from llmserve.api.openai.formats import format_constraint, object_text
 from llmserve.api.openai.params import refuse, sampling, seeds
+from llmserve.api.openai.response_format import format_constraint, object_text
 from llmserve.api.openai.responses.history import to_messages
 from llmserve.api.openai.responses.items import ReasoningEcho, ResponseBody, TextEcho
 from llmserve.api.openai.responses.schemas import (

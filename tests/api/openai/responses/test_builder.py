@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from llmserve.api.http.error_schemas import ErrorBody
+from llmserve.api.http.errors import ErrorBody
 from llmserve.api.openai.responses.builder import ResponseBuilder
 from llmserve.api.openai.responses.output_items import Part
 from llmserve.api.openai.responses.request import to_core, to_echo

@@ -1,11 +1,12 @@
-"""A download's progress for people: a bar on a terminal, plain lines in a log file."""
+"""What people see: a download's progress, as a bar on a terminal or lines in a log; tables."""
 
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
-from llmserve.config.sizes import human
+from llmserve.config.units import human
 from llmserve.hub.progress import Progress
 
 LINES_PER_FILE = 10
@@ -75,3 +76,11 @@ class Lines:
 
     def _tenths(self) -> int:
         return LINES_PER_FILE * self._done_bytes // self._total_bytes if self._total_bytes else 0
+
+
+def lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """`rows`, the first one the titles, as aligned lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
