@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmserve.auth.keyring import Keyring
-from llmserve.config.config import Config, ModelSpec
+from llmserve.config.schema import Config, ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.memory.budget import MemoryBudget, give_back

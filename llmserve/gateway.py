@@ -16,7 +16,8 @@ import msgspec
 
 from llmserve.auth.keyring import Keyring
 from llmserve.auth.keys import Key
-from llmserve.config.config import Config, ConfigChange, ModelSpec, compare, load_config
+from llmserve.config.load import compare, load_config
+from llmserve.config.schema import Config, ConfigChange, ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
 from llmserve.deadline import limited, within
 from llmserve.engine.interface import Facade

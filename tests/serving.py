@@ -22,7 +22,8 @@ import msgspec
 import llmserve
 from llmserve.api.server import Server, listen
 from llmserve.auth.keyring import Keyring
-from llmserve.config.config import Config, ModelSpec, ServerConfig, load_config
+from llmserve.config.load import load_config
+from llmserve.config.schema import Config, ModelSpec, ServerConfig
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.pool.loader import observers, policy

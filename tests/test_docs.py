@@ -8,8 +8,9 @@ import pytest
 
 from llmserve.api.app import ROUTES
 from llmserve.api.openai.responses.schemas import ResponsesRequest
-from llmserve.config.config import ModelSpec, ServerConfig, load_config
+from llmserve.config.load import load_config
 from llmserve.config.provider import KEYS as PROVIDER_KEYS
+from llmserve.config.schema import ModelSpec, ServerConfig
 from tests.test_real_server import CURL
 
 ROOT = Path(__file__).parents[1]

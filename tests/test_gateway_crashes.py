@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import (
     Delta,
     EmbeddingRequest,

@@ -17,7 +17,7 @@ import tomlkit
 
 from llmserve.cli import pull
 from llmserve.cli.output import Lines
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from tests.hub import COMMIT, HubServer, serve_hub
 from tests.tiny_models import write_llama
 
@@ -233,7 +233,7 @@ class TestOffline:
     ) -> None:
         code = (
             "import sys; from pathlib import Path;"
-            "from llmserve.config.config import load_config;"
+            "from llmserve.config.schema import load_config;"
             "from llmserve.hub.locate import locate;"
             "print(locate(load_config(Path('models.toml')).names['qwen']));"
             "print({'httpx2', 'huggingface_hub.hf_api'} & set(sys.modules))"

@@ -15,7 +15,7 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import Chunk
 from llmserve.hub.locate import locate

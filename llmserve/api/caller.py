@@ -10,7 +10,7 @@ from starlette.requests import Request
 from llmserve import core
 from llmserve.auth.keyring import Grant
 from llmserve.auth.rate_limit import Bill
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream
 from llmserve.engine.interface import Facade
 from llmserve.errors import ModelNotFoundError

@@ -7,7 +7,7 @@ from llmserve.api.admin.models import ModelList, ModelStatus
 from llmserve.api.endpoint import GENERATION, MODEL, Operation
 from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.native.schemas import InferenceRequest, InferenceResponse, StreamDelta
-from llmserve.config.config import ConfigChange
+from llmserve.config.schema import ConfigChange
 
 OPERATIONS = {
     "/inference": Operation(

@@ -11,8 +11,9 @@ from typing import Any
 from msgspec import Struct
 
 from llmserve.auth.keys import SHORT_LEN, Key, is_name, is_usable, sha256
-from llmserve.config.config import ServerConfig, convert_table, parse_toml
 from llmserve.config.edit import append_entry
+from llmserve.config.load import convert_table, parse_toml
+from llmserve.config.schema import ServerConfig
 from llmserve.errors import ConfigError
 
 log = logging.getLogger(__name__)

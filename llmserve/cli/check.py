@@ -9,8 +9,8 @@ from urllib.request import getproxies, proxy_bypass
 import click
 
 from llmserve.cli.options import config_option, load
-from llmserve.config.config import Config, ModelSpec
 from llmserve.config.provider import is_private
+from llmserve.config.schema import Config, ModelSpec
 from llmserve.errors import ConfigError
 
 

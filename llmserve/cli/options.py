@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 import llmserve
-from llmserve.config.config import Config, load_config
+from llmserve.config.load import load_config
+from llmserve.config.schema import Config
 from llmserve.errors import ConfigError
 
 PACKAGE_DIR = Path(llmserve.__file__).parent

@@ -8,9 +8,9 @@ import click
 from llmserve.cli import output
 from llmserve.cli.options import config_option, load
 from llmserve.cli.output import for_stream
-from llmserve.config.config import Config
 from llmserve.config.edit import append_model, check_free
 from llmserve.config.hub_ref import BadRefError, HubRef, parse_ref
+from llmserve.config.schema import Config
 from llmserve.config.units import human
 from llmserve.errors import ConfigError, ModelFileError
 from llmserve.hub import cache

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import tomlkit
 
-from llmserve.config.config import Config, load_config
 from llmserve.config.hub_ref import HubRef
+from llmserve.config.load import load_config
+from llmserve.config.schema import Config
 from llmserve.errors import ConfigError
 
 

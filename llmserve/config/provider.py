@@ -1,7 +1,7 @@
 """The keys of a `[models.NAME]` that is answered by a remote provider, and their checks.
 
 Pure: nothing is resolved or connected. A failed check is a `ValueError` that says what is wrong
-and how to mend it; `config/config.py` puts the file and the key in front.
+and how to mend it; `config/schema.py` puts the file and the key in front.
 """
 
 import ipaddress

@@ -23,9 +23,11 @@ from llmserve.core import (
     Started,
 )
 from llmserve.engine.input import embedding, prompt
+from llmserve.engine.input.pins import PinOptions
 from llmserve.engine.input.processor import Encoder
 from llmserve.engine.interface import Crash
 from llmserve.engine.kvcache.disk_store import DiskOptions
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import (
     Embed,
     Embedded,
@@ -37,10 +39,9 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import EmbeddingLimits, ModelInfo, Runtime, RuntimeLimits
-from llmserve.engine.scheduler.queue import Admission, Policy, QueueNews
+from llmserve.engine.scheduler.queue import Admission, QueueNews
 from llmserve.engine.structured.compiler import Compiling
 from llmserve.engine.thread import ModelThread
-from llmserve.engine.worker.pinning import PinOptions
 from llmserve.engine.worker.worker import Worker
 from llmserve.errors import (
     EngineError,

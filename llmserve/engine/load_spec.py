@@ -10,9 +10,18 @@ from msgspec import Struct
 
 from llmserve.core import Mode
 from llmserve.engine.runtime import LlamaParams
-from llmserve.engine.scheduler.queue import Policy
 
-LIBRARY = "llmserve.engine.llama.backend"  # a module as `opening.Library` describes it
+LIBRARY = "llmserve.engine.llama.backend"  # a module as `loading.Library` describes it
+
+
+class Policy(Struct, frozen=True):
+    """How a model shares its time, from `models.toml`."""
+
+    max_queue: int = 256  # requests beyond the slots
+    max_queue_tokens: int = 262_144  # of the prompts that wait for a slot
+    queue_timeout_s: float | None = None  # longest wait for a slot; None: for ever
+    target_itl_s: float = 0.15  # what a step should take at most while answers are decoded
+    speculation: bool = True  # whether what comes next may be guessed from what was said
 
 
 class Machine(Struct, frozen=True, tag=True):

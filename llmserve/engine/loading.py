@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from llmserve.engine.engine import Engine
+from llmserve.engine.input.pins import PinOptions
 from llmserve.engine.kvcache.disk_store import DiskOptions, fingerprint
 from llmserve.engine.load_spec import Machine, Order
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.thread import ModelThread
-from llmserve.engine.worker.pinning import PinOptions
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
-from llmserve.config.config import ModelSpec
 from llmserve.config.hub_ref import HubRef
+from llmserve.config.schema import ModelSpec
 from llmserve.config.units import human
 from llmserve.errors import HubError, HubUnreachableError, ModelFileError
 from llmserve.hub import cache

@@ -10,12 +10,11 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Facade
-from llmserve.engine.load_spec import DiskOrder, LoadProgress, Machine, Order
+from llmserve.engine.load_spec import DiskOrder, LoadProgress, Machine, Order, Policy
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import LlamaParams
-from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.thread import ModelThread
 from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.hub.locate import locate_all, obtain

@@ -5,7 +5,7 @@ import logging
 import time
 from enum import StrEnum
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Crash, Facade
 from llmserve.errors import LlmserveError
 from llmserve.hub.locate import Stamp

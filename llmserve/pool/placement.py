@@ -3,7 +3,7 @@
 from msgspec import Struct
 from msgspec.structs import replace
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.gguf.header import ModelFiles
 from llmserve.pool.memory.embedding import EmbeddingUse, embedding_use

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Crash, Facade
 from llmserve.errors import (
     EngineCrashedError,

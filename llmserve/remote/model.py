@@ -15,8 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from llmserve.chat.mode import resolve_mode
-from llmserve.config.config import ModelSpec
 from llmserve.config.provider import Provider
+from llmserve.config.schema import ModelSpec
 from llmserve.core import (
     EmbeddingRequest,
     Embeddings,

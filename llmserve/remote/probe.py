@@ -13,8 +13,8 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
-from llmserve.config.config import ModelSpec
 from llmserve.config.provider import Retry
+from llmserve.config.schema import ModelSpec
 from llmserve.core import Delta, Finished, ReasoningDelta, Request
 from llmserve.errors import LlmserveError, ProviderError, ProviderModelError
 from llmserve.remote.client import read_bounded

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from llmserve.config.config import ModelSpec
 from llmserve.config.provider import Provider, is_private
+from llmserve.config.schema import ModelSpec
 from llmserve.remote.protocol import Bounds
 from llmserve.telemetry.metrics import Metrics
 

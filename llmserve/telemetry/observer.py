@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from prometheus_client import Histogram
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import (
     Delta,
     EmbeddingRequest,

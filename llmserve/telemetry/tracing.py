@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from llmserve import __version__
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, Finished, Mode, Request
 from llmserve.telemetry.request_record import RequestRecord
 

@@ -5,7 +5,7 @@ import pytest
 
 from llmserve.auth.key_file import KeySources, append_key, find_sources, parse_variable, read_file
 from llmserve.auth.keys import Key, new_secret, sha256
-from llmserve.config.config import ServerConfig
+from llmserve.config.schema import ServerConfig
 from llmserve.errors import ConfigError
 
 SECRET = "sk-0123456789abcdef0123"

@@ -13,7 +13,7 @@ from llmserve.api.http.origins import HostCheck, HostError, OriginError
 from llmserve.auth.key_file import KeySources
 from llmserve.auth.keyring import Keyring
 from llmserve.auth.keys import Key, sha256
-from llmserve.config.config import ServerConfig
+from llmserve.config.schema import ServerConfig
 from llmserve.config.units import HostName, Origin
 from llmserve.errors import PermissionDeniedError
 from tests.serving import FakeService, fake_service, raw_request, sse_events

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.config import Config, ConfigChange, load_config
+from llmserve.config.load import load_config
+from llmserve.config.schema import Config, ConfigChange
 from llmserve.errors import ModelFileError
 from llmserve.gateway import Gateway
 from tests.serving import TIMEOUT_S, FakeService, fake_service, wait_until

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.core import Constraint
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.structured.compiler import Compiler

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.encoder import CLS, SEP, write_bert
 from tests.bench.figures import Figure

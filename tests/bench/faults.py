@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 from msgspec import Struct
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.soak.asks import Ask

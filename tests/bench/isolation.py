@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.targets import Native, Server, temporary_config

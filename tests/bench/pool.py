@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import httpx2
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.bare import timed_load
 from tests.bench.figures import Figure

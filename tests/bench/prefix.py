@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.load import Target, Texts, http_client, new_seed

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.targets import Native, Server, temporary_config

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from llmserve.api.app import ROUTES
-from llmserve.config.config import ServerConfig, load_config
+from llmserve.config.load import load_config
+from llmserve.config.schema import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "scripts" / "deploy"

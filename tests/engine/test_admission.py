@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import QueueReport, Waiting
-from llmserve.engine.scheduler.queue import Admission, Policy
+from llmserve.engine.scheduler.queue import Admission
 from llmserve.errors import QueueFullError
 
 

@@ -24,10 +24,11 @@ from llmserve.core import (
     SamplingParams,
 )
 from llmserve.engine.engine import Engine
-from llmserve.engine.scheduler.queue import Policy
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.structured import compiler as module
-from llmserve.engine.structured.compiler import Compiler, MaskFiller
+from llmserve.engine.structured.compiler import Compiler
 from llmserve.engine.structured.grammar import field_of
+from llmserve.engine.structured.masks import MaskFiller
 from llmserve.errors import EngineError, InvalidRequestError
 from tests.engine.schemas import Schema, is_valid, schemas
 from tests.fakes import EOS, FakeRuntime

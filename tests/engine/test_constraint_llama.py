@@ -11,7 +11,7 @@ import pytest
 from llmserve.core import Constraint, Delta, Finished, FinishReason, Mode, Request, SamplingParams
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
-from llmserve.engine.scheduler.queue import Policy
+from llmserve.engine.load_spec import Policy
 from tests.engine.schemas import is_valid
 from tests.smollm2 import MODEL
 

@@ -15,8 +15,8 @@ from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 from llmserve.engine.engine import Engine
 from llmserve.engine.input import embedding
 from llmserve.engine.input.embedding import normalized
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.runtime import EmbeddingLimits, InputChunk
-from llmserve.engine.scheduler.queue import Policy
 from llmserve.errors import (
     EngineError,
     InvalidRequestError,

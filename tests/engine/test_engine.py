@@ -26,9 +26,9 @@ from llmserve.core import (
     Started,
 )
 from llmserve.engine.engine import Engine
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
-from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.worker.worker import Worker
 from llmserve.errors import (
     EngineError,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from llmserve.core import Finished, SamplingParams
+from llmserve.engine.input.pins import Pin
 from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.runtime import Chunk, OutOfCellsError
-from llmserve.engine.worker.pinning import Pin
 from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.test_worker import Bench

@@ -14,12 +14,12 @@ from llmserve.chat.chat_format import ChatStyle
 from llmserve.chat.template import ChatTemplate
 from llmserve.core import Finished, Message, Request, SamplingParams
 from llmserve.engine.input import prompt as prompt_module
+from llmserve.engine.input.pins import Pin, make_pins
 from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.kvcache.manager import PINNED
 from llmserve.engine.messages import Ended, Report
 from llmserve.engine.runtime import OutOfCellsError
 from llmserve.engine.thread import ModelThread
-from llmserve.engine.worker.pinning import Pin, make_pins
 from llmserve.engine.worker.worker import Worker
 from tests.engine.solo import answer_alone
 from tests.engine.test_worker import Bench

@@ -9,9 +9,9 @@ import pytest
 from llmserve.core import Delta, Finished, Mode, Request, SamplingParams
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import StepStats
 from llmserve.engine.runtime import Chunk, Logits
-from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.scheduler.scheduler import MIN_PROGRESS, Limits, Outlook, Work, plan_work
 from llmserve.engine.scheduler.sequence import Sequence as EngineSequence
 from tests.smollm2 import MODEL

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, Mode, Request, SamplingParams
 from llmserve.engine.engine import Engine
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.output.text import TextStream
 from llmserve.engine.runtime import Logits
 from llmserve.engine.sampling.sampler import Sampler
 from llmserve.engine.scheduler import scheduler
-from llmserve.engine.scheduler.queue import Policy
 from llmserve.engine.scheduler.scheduler import Work
 from llmserve.engine.scheduler.sequence import Sequence
-from llmserve.engine.structured.compiler import StepMasks
+from llmserve.engine.structured.masks import StepMasks
 from llmserve.engine.worker.postprocess import advance
 from tests.engine.solo import GREEDY
 from tests.fakes import EOS, FakeRuntime

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.config.units import Size
 from llmserve.engine.llama import LlamaRuntime
 from llmserve.engine.runtime import Chunk, InputChunk, LlamaParams

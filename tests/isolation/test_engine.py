@@ -26,8 +26,8 @@ from llmserve.core import (
     ToolUse,
 )
 from llmserve.engine.interface import Crash
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.runtime import EmbeddingLimits
-from llmserve.engine.scheduler.queue import Policy
 from llmserve.errors import (
     EngineCrashedError,
     InvalidRequestError,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Crash, Facade
 from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool

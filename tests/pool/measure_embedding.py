@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import Pooling
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.llama.runtime import system_info

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Crash
 from llmserve.errors import (
     EngineCrashedError,

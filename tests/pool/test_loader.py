@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.engine import loading
 from llmserve.engine.llama import LlamaRuntime, backend
 from llmserve.errors import LlmserveError, ModelFileError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import Pooling
 from llmserve.gguf.header import read_model
 from llmserve.pool.memory.embedding import embedding_use

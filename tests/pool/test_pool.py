@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.config.units import Duration
 from llmserve.errors import (
     InsufficientMemoryError,

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.errors import LlmserveError, ModelBusyError, ModelFileError
 from llmserve.pool.pool import Pool
 from tests.pool.fakes import FakeEngine, FakeLoader, make_pool, make_spec, settle

@@ -14,7 +14,7 @@ import httpx2
 import psutil
 import pytest
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.progress import Progress
 from llmserve.process.launcher import OVERHEAD_BYTES, ThreadOpener

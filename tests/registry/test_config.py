@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.config.config import Config, load_config
+from llmserve.config.load import load_config
+from llmserve.config.schema import Config
 from llmserve.core import Mode
 from llmserve.errors import ConfigError
 

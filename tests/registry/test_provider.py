@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.config.config import Config, load_config
+from llmserve.config.load import load_config
 from llmserve.config.provider import Provider, Retry, is_private
+from llmserve.config.schema import Config
 from llmserve.errors import ConfigError
 
 CLOUD = '[models.cloud]\nremote = "https://provider.example/v1"\n'

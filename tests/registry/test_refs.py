@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.config.config import load_config
 from llmserve.config.hub_ref import BadRefError, HubRef, check_repo_path, make_ref, parse_ref
+from llmserve.config.load import load_config
 from llmserve.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.config.config import ModelSpec, load_config
 from llmserve.config.hub_ref import HubRef
+from llmserve.config.load import load_config
+from llmserve.config.schema import ModelSpec
 from llmserve.errors import ModelFileError
 from llmserve.hub.client import Hub
 from llmserve.hub.locate import locate, obtain

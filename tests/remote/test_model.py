@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.answer import Folded
+from llmserve.api.collect import Folded
 from llmserve.config.provider import Retry
 from llmserve.config.units import Duration
 from llmserve.core import (

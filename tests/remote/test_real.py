@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.api.openai.helpers import CHAT, COMPLETIONS, chunks, expected, ok
 from tests.remote.llama_server import llama_server

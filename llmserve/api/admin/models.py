@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from llmserve.api.caller import caller_of
 from llmserve.api.http.decode import json_response
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.pool.memory.budget import process_bytes
 from llmserve.pool.model import Model, State

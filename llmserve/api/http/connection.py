@@ -18,7 +18,7 @@ from llmserve.api.http.connection_limits import Admission
 from llmserve.api.http.errors import LINGER_BYTES, LINGER_S, encode_error
 from llmserve.api.http.parser import Parser
 from llmserve.api.http.request_log import new_id
-from llmserve.config.config import ServerConfig
+from llmserve.config.schema import ServerConfig
 from llmserve.errors import CrowdedError, LlmserveError, RequestTimeoutError
 
 log = logging.getLogger("llmserve.request")

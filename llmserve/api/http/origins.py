@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve.api.http.errors import LlmserveErrorHandler
-from llmserve.config.config import ServerConfig
+from llmserve.config.schema import ServerConfig
 from llmserve.errors import PermissionDeniedError
 
 _HOST = re.compile(r"(?:\[([^]]*)\]|([^]\[:/?#@\s]*))(?::\d{0,5})?")

@@ -5,7 +5,7 @@ import asyncio
 from starlette.requests import Request
 
 from llmserve.api.http.decode import clipped
-from llmserve.config.config import ServerConfig
+from llmserve.config.schema import ServerConfig
 from llmserve.errors import CrowdedError, InvalidRequestError, RequestTimeoutError, TooLargeError
 
 _FREE_BYTES = 64 << 10  # of each body: ordinary requests get through whoever sends large ones

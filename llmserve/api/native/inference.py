@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve import core
-from llmserve.api.answer import Folded, FoldedAnswer, StreamedAnswer, sse_event
 from llmserve.api.caller import caller_of
+from llmserve.api.collect import Folded, FoldedAnswer
 from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
@@ -25,6 +25,7 @@ from llmserve.api.native.schemas import (
     StreamDelta,
     StreamReasoning,
 )
+from llmserve.api.streaming import StreamedAnswer, sse_event
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError

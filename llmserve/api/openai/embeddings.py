@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from llmserve.api.answer import Answer, send_body
 from llmserve.api.caller import Caller, caller_of
+from llmserve.api.collect import send_body
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.params import texts_or_tokens
@@ -22,6 +22,7 @@ from llmserve.api.openai.schemas import (
     EmbeddingsRequest,
     EmbeddingUsage,
 )
+from llmserve.api.streaming import Answer
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 
 MAX_INPUTS = 2048  # OpenAI's

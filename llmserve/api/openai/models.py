@@ -6,7 +6,7 @@ from starlette.responses import Response
 from llmserve.api.caller import caller_of
 from llmserve.api.http.decode import json_response
 from llmserve.api.openai.schemas import ModelCard, ModelCards
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.gateway import Gateway
 
 

@@ -13,14 +13,15 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from llmserve import core
-from llmserve.api.answer import Answer, send_body
 from llmserve.api.caller import Caller, caller_of
+from llmserve.api.collect import send_body
 from llmserve.api.fields import TokenId
 from llmserve.api.http.decode import decode_body, json_response
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.chat_schemas import Messages, ReasoningEffort, TemplateVariables, Tools
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.tools import to_tools
+from llmserve.api.streaming import Answer
 from llmserve.errors import InvalidRequestError
 
 # Seconds of a thread at most: what comes as one word, such as a million times the same letter,

@@ -9,11 +9,11 @@ from typing import TypeVar
 from llmserve.core import Mode, Request
 from llmserve.engine.input import prompt
 from llmserve.engine.input.answer_plan import Answering, AnswerPlan
+from llmserve.engine.input.pins import Pin, make_pins
 from llmserve.engine.messages import Submit
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.sampling.logprobs import MAX_LOGPROBS
 from llmserve.engine.structured.grammar import check_tools
-from llmserve.engine.worker.pinning import Pin, make_pins
 from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")

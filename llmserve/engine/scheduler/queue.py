@@ -10,24 +10,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from msgspec import Struct
-
 from llmserve.core import Queued
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import QueueReport
 from llmserve.errors import QueueFullError, QueueTimeoutError
 
 MAX_RETRY_AFTER_S = 120
+
+
 INTERVAL_S = 2.0
-
-
-class Policy(Struct, frozen=True):
-    """How a model shares its time, from `models.toml`."""
-
-    max_queue: int = 256  # requests beyond the slots
-    max_queue_tokens: int = 262_144  # of the prompts that wait for a slot
-    queue_timeout_s: float | None = None  # longest wait for a slot; None: for ever
-    target_itl_s: float = 0.15  # what a step should take at most while answers are decoded
-    speculation: bool = True  # whether what comes next may be guessed from what was said
 
 
 class Admission:

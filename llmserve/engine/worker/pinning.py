@@ -8,59 +8,27 @@ waits for them, but where a model cannot be interrupted: then for one such step.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from msgspec import Struct
-
-from llmserve.chat.chat_format import ChatStyle
 from llmserve.core import SamplingParams
-from llmserve.engine.input.prompt import system_prefix
-from llmserve.engine.kvcache.disk_store import DiskOptions
+from llmserve.engine.input.pins import Pin
 from llmserve.engine.kvcache.host_store import MAX_RUN
-from llmserve.engine.kvcache.manager import MIN_PREFIX, PINNED, KvCache
+from llmserve.engine.kvcache.manager import PINNED, KvCache
 from llmserve.engine.output.text import TextStream
 from llmserve.engine.runtime import AbortedError, Chunk, OutOfCellsError, Runtime
 from llmserve.engine.sampling.sampler import Sampler
 from llmserve.engine.scheduler.cost_model import Costs
 from llmserve.engine.scheduler.sequence import Sequence
 from llmserve.engine.worker.slots import Roster, slot_of
-from llmserve.errors import EngineError, LlmserveError
+from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
+
 STEP_S = 0.15
+
+
 MIN_STEP = 16  # tokens
-
-
-class PinOptions(Struct, frozen=True):
-    """System messages to pin, and where they outlive the process."""
-
-    prompts: tuple[str, ...] = ()
-    disk: DiskOptions | None = None
-
-
-class Pin(Struct, frozen=True):
-    name: str  # for the log
-    tokens: list[int]  # what every conversation with it begins with
-
-
-def make_pins(
-    model: str, prompts: Iterable[str], runtime: Runtime, style: ChatStyle | None
-) -> list[Pin]:
-    """Render and tokenize; what cannot be pinned is told to the log. Off the event loop."""
-    pins = []
-    for index, prompt in enumerate(prompts):
-        name = f"models.{model}.pinned_prompts[{index}]"
-        try:
-            tokens = system_prefix(prompt, runtime, style)
-        except LlmserveError as error:
-            log.warning("%s is not kept: %s", name, error.message)
-            continue
-        if len(tokens) < MIN_PREFIX:
-            log.warning("%s is not kept: it has %d tokens, which is little", name, len(tokens))
-        else:
-            pins.append(Pin(name, tokens))
-    return pins
 
 
 class Pinning:

@@ -15,7 +15,7 @@ from llmserve.engine.sampling.logprobs import LogprobStream, sampled_logprob
 from llmserve.engine.sampling.sampler import choose_tokens
 from llmserve.engine.scheduler.scheduler import Work
 from llmserve.engine.scheduler.sequence import Sequence
-from llmserve.engine.structured.compiler import StepMasks, accept
+from llmserve.engine.structured.masks import StepMasks, accept
 
 _NO_LOGITS = "the model computed no finite logits for this request"
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 import msgspec
 
 from llmserve.core import FinishReason
+from llmserve.engine.input.pins import Pin
 from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.kvcache.manager import KvCache
 from llmserve.engine.messages import (
@@ -44,11 +45,12 @@ from llmserve.engine.scheduler.scheduler import (
     used_cells,
 )
 from llmserve.engine.scheduler.sequence import Sequence
-from llmserve.engine.structured.compiler import Compiler, MaskFiller
+from llmserve.engine.structured.compiler import Compiler
+from llmserve.engine.structured.masks import MaskFiller
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker.embedding import Embedder
 from llmserve.engine.worker.intake import make_sequence
-from llmserve.engine.worker.pinning import Pin, Pinning
+from llmserve.engine.worker.pinning import Pinning
 from llmserve.engine.worker.postprocess import advance
 from llmserve.engine.worker.reporter import Reporter
 from llmserve.engine.worker.slots import Roster, slot_of

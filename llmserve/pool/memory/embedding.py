@@ -4,11 +4,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from llmserve.config.config import ModelSpec
+from llmserve.config.schema import ModelSpec
 from llmserve.core import Pooling
 from llmserve.engine.runtime import EmbeddingParams
 from llmserve.gguf.header import Header
-from llmserve.pool.memory.hparams import NO_CACHE
+from llmserve.pool.memory.architectures import NO_CACHE
 
 # llama.cpp keeps a row of logits for every token of a batch, also where nobody reads them
 # (output_reserve in llama-context.cpp): with a large vocabulary they are most of the memory.

@@ -1,10 +1,7 @@
 """What each layer of a model keeps in memory, derived from a GGUF header as llama.cpp does.
 
-The rules per architecture are those of the llama.cpp that the pinned llama-cpp-python vendors:
-`llama-model.cpp` (load_hparams, create_memory), `llama-hparams.cpp` (n_embd_r, n_embd_s) and
-`models/*.cpp` (load_arch_hparams). Tables first, then the functions that apply them. An
-architecture that is in no table has plain attention in every layer, which is the common case,
-and where it is wrong errs towards more memory.
+`architectures.py` has what no header says. An architecture that is in none of its tables has plain
+attention in every layer, which is the common case, and where it is wrong errs towards more memory.
 """
 
 from typing import Final
@@ -12,6 +9,14 @@ from typing import Final
 from msgspec import Struct
 
 from llmserve.gguf.header import Header
+from llmserve.pool.memory.architectures import (
+    FULL_ATTENTION_INTERVAL,
+    NEMOTRON,
+    NO_CACHE,
+    RECURRENT,
+    RECURRENT_WITHOUT_HEADS,
+    WINDOWS,
+)
 
 # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS end the process when exceeded; the others are far above
 # every real model and keep products of settings meaningful.
@@ -19,74 +24,6 @@ MAX_LAYERS: Final = 512
 MAX_EXPERTS: Final = 1_024
 MAX_HEADS: Final = 4_096
 MAX_LEN: Final = 1 << 22
-
-# Encoders and diffusion models, which get no cache at all.
-NO_CACHE: Final = frozenset(
-    (
-        *("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert"),
-        *("eurobert", "modern-bert", "gemma-embedding", "wavtokenizer-dec"),
-        *("dream", "llada", "llada-moe", "rnd1"),
-    )
-)
-_RECURRENT: Final = frozenset(("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"))
-# Hybrids: recurrent is a layer without KV heads, or every layer but each nth.
-_RECURRENT_WITHOUT_HEADS: Final = frozenset(
-    (
-        *("jamba", "plamo2", "granitehybrid", "lfm2", "lfm2moe"),
-        *("kimi-linear", "kimi-k3", "bailingmoe3", "glm5-next"),
-    )
-)
-_NEMOTRON: Final = frozenset(("nemotron_h", "nemotron_h_moe"))  # a layer has one of three parts
-_FULL_ATTENTION_INTERVAL: Final = {
-    "qwen3next": 4,
-    "qwen35": 4,
-    "qwen35moe": 4,
-    "qwen4exp": 4,
-    "minimax-01": 8,
-}
-
-
-class _Window(Struct, frozen=True):
-    """Which layers of an architecture see a sliding window only.
-
-    Every `period`th layer is dense (the first of each period if `dense_first`, else the last);
-    0 means none is. A `sliding_window_pattern` in the file replaces the period; period 1, all
-    dense, is for architectures that always have one. `default_len` applies when the file does
-    not say, `fixed_len` whatever it says.
-    """
-
-    period: int
-    dense_first: bool = False
-    default_len: int = 0
-    fixed_len: int = 0
-
-
-_WINDOWS: Final = {
-    "afmoe": _Window(4),
-    "cohere2": _Window(4),
-    "cohere2moe": _Window(4, dense_first=True),
-    "dots3note": _Window(1),
-    "exaone-moe": _Window(4, default_len=128),
-    "exaone4": _Window(4, default_len=4_096),
-    "gemma2": _Window(2, default_len=4_096),
-    "gemma3": _Window(6),
-    "gemma3n": _Window(5),
-    "gemma4": _Window(1),
-    "gpt-oss": _Window(2),
-    "granite_swa": _Window(1),
-    "laguna": _Window(4, dense_first=True),
-    "lfm2": _Window(0),
-    "llama4": _Window(4, default_len=8_192, fixed_len=8_192),
-    "maple": _Window(1),
-    "mellum": _Window(4),
-    "mimo2": _Window(1),
-    "muse-glimmer": _Window(4),
-    "olmo2": _Window(4),
-    "plamo3": _Window(8),
-    "smallthinker": _Window(4, dense_first=True, fixed_len=4_096),
-    "spark2_5": _Window(1),
-    "step35": _Window(1),
-}
 
 
 class Layer(Struct, frozen=True):
@@ -208,18 +145,18 @@ def _num_layers_with_own_kv(header: Header, num_layers: int) -> int:
 def _recurrent_layers(header: Header, num_layers: int, kv_heads: tuple[int, ...]) -> set[int]:
     architecture = header.architecture
     every = set(range(num_layers))
-    if architecture in _RECURRENT or architecture == "falcon-h1":
+    if architecture in RECURRENT or architecture == "falcon-h1":
         return every
-    if architecture in _RECURRENT_WITHOUT_HEADS:
+    if architecture in RECURRENT_WITHOUT_HEADS:
         return {i for i in every if kv_heads[i] == 0}
-    if architecture in _NEMOTRON:
+    if architecture in NEMOTRON:
         widths = _per_layer(header, "feed_forward_length", num_layers, 0)
         return {i for i in every if kv_heads[i] == 0 and widths[i] == 0}
-    if architecture in _FULL_ATTENTION_INTERVAL:
+    if architecture in FULL_ATTENTION_INTERVAL:
         marks = header.metadata.get(f"{architecture}.attention.recurrent_layers")
         if isinstance(marks, tuple):
             return {i for i in every if i < len(marks) and marks[i]}
-        default = _FULL_ATTENTION_INTERVAL[architecture]
+        default = FULL_ATTENTION_INTERVAL[architecture]
         interval = _optional(header, "full_attention_interval", default=default) or default
         return {i for i in every if (i + 1) % interval != 0}
     return set()
@@ -232,14 +169,14 @@ def _attention_layers(header: Header, num_layers: int, recurrent: set[int]) -> s
         return set()
     if architecture == "falcon-h1":  # both in every layer
         return every
-    if architecture in _NEMOTRON:
+    if architecture in NEMOTRON:
         widths = _per_layer(header, "feed_forward_length", num_layers, 0)
         return {i for i in every - recurrent if widths[i] == 0}
     return every - recurrent
 
 
 def _window_len(header: Header, num_layers: int) -> int:
-    window = _WINDOWS.get(header.architecture or "")
+    window = WINDOWS.get(header.architecture or "")
     if window is None or (header.architecture == "exaone4" and num_layers != 64):
         return 0
     length = _optional(header, "attention.sliding_window", default=window.default_len)
@@ -264,7 +201,7 @@ def _is_gated(header: Header) -> bool:
 
 
 def _windowed_layers(header: Header, num_layers: int, num_trunk: int) -> set[int]:
-    window = _WINDOWS[header.architecture or ""]
+    window = WINDOWS[header.architecture or ""]
     key = f"{header.architecture}.attention.sliding_window_pattern"
     pattern = header.metadata.get(key)
     if isinstance(pattern, tuple):

@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 import click
 import httpx2
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
 from tests.bench.figures import Figure
 from tests.bench.soak.asks import STAYS, TAKE_TURNS

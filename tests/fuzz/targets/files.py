@@ -4,7 +4,7 @@ import io
 import tempfile
 from pathlib import Path
 
-from llmserve.config.config import load_config
+from llmserve.config.load import load_config
 from llmserve.errors import ConfigError, ModelFileError
 from llmserve.gguf.header import Header, ModelFiles
 from llmserve.gguf.reader import read_contents

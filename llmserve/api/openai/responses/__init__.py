@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from llmserve.api.answer import Answer, StreamedAnswer, send_body, sse_event
 from llmserve.api.caller import caller_of
+from llmserve.api.collect import send_body
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.errors import describe_response_error
@@ -16,6 +16,7 @@ from llmserve.api.openai.responses.builder import ResponseBuilder
 from llmserve.api.openai.responses.items import StreamEvent
 from llmserve.api.openai.responses.request import to_core, to_echo, wants_summary
 from llmserve.api.openai.responses.schemas import ResponsesRequest
+from llmserve.api.streaming import Answer, StreamedAnswer, sse_event
 from llmserve.core import Event, EventStream
 from llmserve.errors import as_llmserve_error
 from llmserve.gateway import Gateway

@@ -18,27 +18,16 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from llmserve.api.http.errors import Describe, describe, encode_error
-from llmserve.api.merge import IndexedStream
 from llmserve.core import (
-    Delta,
     Embeddings,
-    Event,
-    Finished,
-    Part,
-    PromptLogprobs,
     Queued,
-    ReasoningDelta,
-    SampledLogprob,
     Started,
-    ToolCall,
-    ToolCallDelta,
 )
 from llmserve.errors import LlmserveError, as_llmserve_error
 from llmserve.telemetry.request_record import note_error
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -51,6 +40,7 @@ class Answer(Response):
     """Runs `_send` until it ends or the client is gone; either way the events are closed.
 
     Its header `x-llmserve-model` says who answers, which may be a fallback.
+
     """
 
     def __init__(self, events: AsyncGenerator[Any, None]) -> None:
@@ -92,76 +82,6 @@ class Answer(Response):
 
     @abstractmethod
     async def _send(self, send: Send) -> None: ...
-
-
-class Folded:
-    """One whole generation, as its events built it up."""
-
-    def __init__(self, started: Started) -> None:
-        self.started = started
-        self.prompt_logprobs: PromptLogprobs | None = None
-        self.logprobs: list[SampledLogprob] = []
-        self._texts: list[str] = []
-        self._reasonings: list[str] = []
-        self._calls: list[tuple[str, str, list[str]]] = []  # id, name, pieces of the arguments
-        self._finished: Finished | None = None
-
-    def add(self, event: Part | Finished) -> None:
-        match event:
-            case PromptLogprobs():
-                self.prompt_logprobs = event
-            case Delta(text, logprobs):
-                self._texts.append(text)
-                self.logprobs += logprobs
-            case ReasoningDelta(text):
-                self._reasonings.append(text)
-            case ToolCallDelta():
-                self._add_call(event)
-            case Finished():
-                self._finished = event
-
-    def _add_call(self, part: ToolCallDelta) -> None:
-        if part.index == len(self._calls):
-            assert part.id is not None
-            assert part.name is not None
-            self._calls.append((part.id, part.name, []))
-        self._calls[part.index][2].append(part.arguments)
-
-    @property
-    def text(self) -> str:
-        return "".join(self._texts)
-
-    @property
-    def reasoning(self) -> str:
-        return "".join(self._reasonings)
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        return [ToolCall(call_id, name, "".join(pieces)) for call_id, name, pieces in self._calls]
-
-    @property
-    def finished(self) -> Finished:
-        assert self._finished, "rendered before its end"
-        return self._finished
-
-
-class FoldedAnswer(Answer):
-    """One JSON body, made by `render` of all generations, in their order."""
-
-    def __init__(self, events: IndexedStream, render: Callable[[list[Folded]], bytes]) -> None:
-        super().__init__(events)
-        self._render = render
-
-    async def _send(self, send: Send) -> None:
-        folded: list[Folded] = []
-        event: Event
-        async for index, event in self._events:
-            if isinstance(event, Started):
-                assert index == len(folded), "merge starts them in their order"
-                folded.append(Folded(event))
-            elif not isinstance(event, Queued):
-                folded[index].add(event)
-        await send_body(send, self._render(folded))
 
 
 class StreamedAnswer(Answer, Generic[T]):
@@ -264,12 +184,3 @@ class _QueueState:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def send_body(send: Send, body: bytes) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

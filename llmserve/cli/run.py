@@ -1,0 +1,87 @@
+"""`llmserve run`: an answer in the terminal, without a server."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from llmserve.cli.main import cli
+from llmserve.cli.options import config_option, load
+from llmserve.config.schema import Config
+from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("prompt", required=False)
+@config_option
+@click.option("--mode", type=click.Choice([Mode.COMPLETION.value, Mode.INSTRUCT.value]))
+@click.option("--system", help="System message, with mode instruct.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Default: until the model stops.")
+@click.option("--seed", type=click.IntRange(min=0), help="Makes the answer repeatable.")
+def run(
+    name: str,
+    prompt: str | None,
+    config_path: Path | None,
+    mode: str | None,
+    system: str | None,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int | None,
+) -> None:
+    """Answer PROMPT (or standard input) with model NAME, streaming to the terminal.
+
+    \b
+    Examples:
+      llmserve run smollm2 "Name three colours."
+      llmserve run smollm2 --mode completion --max-tokens 40 "Once upon a time"
+      llmserve run smollm2 --temperature 0 < question.txt
+    """
+    logging.basicConfig(level=logging.CRITICAL)  # what goes wrong is raised, and told once
+    if not 0 <= temperature <= 2:  # NaN is in every FloatRange
+        raise click.BadParameter(f"{temperature} is not in the range 0<=x<=2.")
+    config = load(config_path)
+    request = Request(
+        model=name,
+        prompt=_text(sys.stdin.buffer.read() if prompt is None else prompt, "the prompt"),
+        mode=Mode(mode) if mode else None,
+        system=None if system is None else _text(system, "the system message"),
+        sampling=SamplingParams(temperature=temperature),
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    asyncio.run(_print_answer(config, request))
+
+
+async def _print_answer(config: Config, request: Request) -> None:
+    from llmserve.assembly import build_gateway
+
+    gateway = build_gateway(config, os.environ, first=config.names.get(request.model or ""))
+    is_thinking = False
+    try:
+        async with contextlib.aclosing(gateway.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, ReasoningDelta):  # to see, but no part of the answer
+                    click.secho(event.text, nl=False, err=True, dim=True)
+                    is_thinking = True
+                elif isinstance(event, Delta):
+                    click.echo("\n\n" if is_thinking else "", nl=False, err=True)
+                    is_thinking = False
+                    click.echo(event.text, nl=False)
+        click.echo()
+    finally:
+        await gateway.close()
+
+
+def _text(given: str | bytes, what: str) -> str:
+    """`given`, which must be UTF-8: Python smuggles other bytes of argv in as surrogates."""
+    try:
+        data = given if isinstance(given, bytes) else os.fsencode(given)
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{what} is not UTF-8: {error.reason}") from error
