@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from starlette.types import Send
 
-from llmserve.api.merge import IndexedStream
-from llmserve.api.streaming import Answer
+from llmserve.api.streaming import Answer, IndexedStream
 from llmserve.core import (
     Delta,
     Event,

@@ -10,8 +10,8 @@ import contextlib
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from starlette.background import BackgroundTask
 from starlette.responses import Response
@@ -20,6 +20,9 @@ from starlette.types import Message, Receive, Scope, Send
 from llmserve.api.http.errors import Describe, describe, encode_error
 from llmserve.core import (
     Embeddings,
+    Event,
+    EventStream,
+    Finished,
     Queued,
     Started,
 )
@@ -34,6 +37,9 @@ SSE_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 KEEP_ALIVE = b": keep-alive\n\n"
+Indexed: TypeAlias = tuple[int, Event]
+IndexedStream: TypeAlias = AsyncGenerator[Indexed, None]
+Inbox: TypeAlias = "asyncio.Queue[Indexed | Exception]"
 
 
 class Answer(Response):
@@ -184,3 +190,57 @@ class _QueueState:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def merge(streams: Sequence[EventStream]) -> IndexedStream:
+    """`(index of the stream, event)` as they come, but first `Started` of all, in their order.
+
+    So a request is refused as a whole or not at all. The first failure is raised, and the other
+    streams are cancelled; leaving early cancels all.
+    """
+    if len(streams) == 1:  # as nearly always: no tasks, no queue
+        async with contextlib.aclosing(streams[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
+    inbox: Inbox = asyncio.Queue()
+    pumps = [asyncio.create_task(_pump(i, stream, inbox)) for i, stream in enumerate(streams)]
+    try:
+        early = await _until_all_started(inbox, len(streams))
+        num_finished = 0
+        while num_finished < len(streams):
+            item = early.pop() if early else await _next(inbox)
+            num_finished += isinstance(item[1], Finished)
+            yield item
+        await asyncio.wait(pumps)  # what they give back on their way out is not to be cut short
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.wait(pumps)
+
+
+async def _pump(index: int, stream: EventStream, inbox: Inbox) -> None:
+    try:
+        async with contextlib.aclosing(stream) as events:
+            async for event in events:
+                inbox.put_nowait((index, event))
+    except Exception as error:  # told to whoever reads the inbox
+        inbox.put_nowait(error)
+
+
+async def _until_all_started(inbox: Inbox, num_streams: int) -> list[Indexed]:
+    """What came until the last `Started`, to be popped from the end."""
+    started: list[Indexed] = []
+    others: list[Indexed] = []
+    while len(started) < num_streams:
+        item = await _next(inbox)
+        (started if isinstance(item[1], Started) else others).append(item)
+    started.sort(key=lambda item: item[0])
+    return (started + others)[::-1]
+
+
+async def _next(inbox: Inbox) -> Indexed:
+    item = await inbox.get()
+    if isinstance(item, Exception):
+        raise item
+    return item

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from llmserve.chat.prompted_tools import add_instructions, as_plain_turns, describe_tools
 from llmserve.chat.template import USUAL_SHAPE, CallShape, ChatTemplate
 from llmserve.chat.tools.formats.detect import detect_format, detect_thinking
-from llmserve.chat.tools.formats.table import GENERIC, HARMONY
+from llmserve.chat.tools.formats.harmony import HARMONY
+from llmserve.chat.tools.formats.hermes import GENERIC
 from llmserve.core import Message, Tool, ToolCall, ToolUse
 from llmserve.errors import InvalidRequestError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from llmserve.chat.tools.formats.table import Writing
+from llmserve.chat.tools.formats.model import Writing
 from llmserve.core import Message, ToolCall
 
 _PROMPT = """\

@@ -1,11 +1,14 @@
-"""The group of commands, and those about serving."""
+"""The group of commands."""
 
 import click
 
 from llmserve import __version__
 from llmserve.cli.check import check
 from llmserve.cli.keys import keys
+from llmserve.cli.models import models
 from llmserve.cli.pull import pull
+from llmserve.cli.run import run
+from llmserve.cli.serve import serve
 from llmserve.errors import LlmserveError
 
 
@@ -36,10 +39,5 @@ def cli() -> None:
     """
 
 
-cli.add_command(pull)
-
-
-cli.add_command(check)
-
-
-cli.add_command(keys)
+for command in (serve, models, run, pull, check, keys):
+    cli.add_command(command)

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from llmserve.cli import output
-from llmserve.cli.main import cli
 from llmserve.cli.options import config_option, load
 from llmserve.config.schema import ModelSpec
 from llmserve.config.units import human
@@ -13,7 +12,7 @@ from llmserve.errors import ModelFileError
 from llmserve.hub.locate import locate_all
 
 
-@cli.command()
+@click.command()
 @config_option
 def models(config_path: Path | None) -> None:
     """List the models that models.toml offers, and whether they are on disk."""

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import click
 
-from llmserve.cli.main import cli
 from llmserve.cli.options import config_option, load
 from llmserve.config.schema import Config
 from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 
 
-@cli.command()
+@click.command()
 @click.argument("name")
 @click.argument("prompt", required=False)
 @config_option

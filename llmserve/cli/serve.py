@@ -10,7 +10,6 @@ import msgspec
 
 from llmserve.auth.key_file import VARIABLE, find_sources
 from llmserve.auth.keyring import Keyring
-from llmserve.cli.main import cli
 from llmserve.cli.options import cache_dir, config_option, load
 from llmserve.config.schema import Config
 from llmserve.hub.locate import check_files
@@ -18,7 +17,7 @@ from llmserve.hub.locate import check_files
 log = logging.getLogger(__name__)
 
 
-@cli.command()
+@click.command()
 @click.option("--host", help="Address to listen on. Default: models.toml, else 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: models.toml, else 8000.")
 @config_option

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.merge import Indexed, merge
+from llmserve.api.streaming import Indexed, merge
 from llmserve.core import (
     Delta,
     Event,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.chat.tools.formats.table import THINKING
+from llmserve.chat.tools.formats.detect import THINKING
 from llmserve.chat.tools.parser import Segment
 from llmserve.engine.output.parser import Reader, Reading
 from llmserve.engine.output.text import TextStream

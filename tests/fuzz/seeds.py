@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from llmserve.chat.tools.formats.table import FORMATS
+from llmserve.chat.tools.formats.detect import FORMATS
 from tests.chat.formats.recorded import RECORDED
 from tests.chat.formats.test_parser import FRAGMENTS
 from tests.engine import test_gbnf

@@ -11,7 +11,6 @@ from llmserve.api.collect import Folded, FoldedAnswer
 from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
-from llmserve.api.merge import merge
 from llmserve.api.native.schemas import (
     Details,
     GrammarFormat,
@@ -25,7 +24,7 @@ from llmserve.api.native.schemas import (
     StreamDelta,
     StreamReasoning,
 )
-from llmserve.api.streaming import StreamedAnswer, sse_event
+from llmserve.api.streaming import StreamedAnswer, merge, sse_event
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError

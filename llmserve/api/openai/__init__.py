@@ -8,7 +8,7 @@ from llmserve.api.openai.embeddings import embeddings
 from llmserve.api.openai.errors import describe_error, describe_response_error
 from llmserve.api.openai.models import get_model, list_models
 from llmserve.api.openai.operations import OPERATIONS
-from llmserve.api.openai.responses import responses
+from llmserve.api.openai.responses.route import responses
 from llmserve.api.openai.tokenize import apply_template, detokenize, tokenize, tokenizer_info
 
 __all__ = ["DESCRIBES", "OPERATIONS", "ROUTES"]

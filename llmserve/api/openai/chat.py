@@ -13,7 +13,6 @@ from llmserve.api.collect import Folded, FoldedAnswer
 from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import MissingFieldError, decode_body
 from llmserve.api.http.upload import read_body
-from llmserve.api.merge import merge
 from llmserve.api.openai.chat_schemas import (
     AnswerMessage,
     ChatChoice,
@@ -30,7 +29,7 @@ from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
 from llmserve.api.openai.response_format import format_constraint, structured_constraint
 from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.tools import answer_call, call_delta, tool_use
-from llmserve.api.streaming import StreamedAnswer
+from llmserve.api.streaming import StreamedAnswer, merge
 from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway

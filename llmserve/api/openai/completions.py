@@ -13,7 +13,6 @@ from llmserve.api.collect import Folded, FoldedAnswer
 from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
-from llmserve.api.merge import merge
 from llmserve.api.openai.errors import describe_error
 from llmserve.api.openai.logprobs import LogprobsEncoder, join
 from llmserve.api.openai.params import (
@@ -30,7 +29,7 @@ from llmserve.api.openai.schemas import (
     CompletionRequest,
 )
 from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
-from llmserve.api.streaming import StreamedAnswer
+from llmserve.api.streaming import StreamedAnswer, merge
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
 from llmserve.gateway import Gateway

@@ -18,9 +18,8 @@ from msgspec import UNSET, Struct, UnsetType
 import llmserve
 from llmserve import core
 from llmserve.api.collect import Folded
-from llmserve.api.merge import Indexed
 from llmserve.api.openai.schemas import Body, CompletionTokensDetails, PromptTokensDetails, Usage
-from llmserve.api.streaming import sse_event
+from llmserve.api.streaming import Indexed, sse_event
 from llmserve.config.schema import ModelSpec
 from llmserve.core import Finished, FinishReason, Part, Queued, Started
 from llmserve.gateway import Gateway

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from llmserve.chat.tools.formats.table import Format
+from llmserve.chat.tools.formats.model import Format
 from llmserve.chat.tools.schemas import Schema, argument_schema, properties, resolve, types_of
 from llmserve.core import Tool, ToolUse
 from llmserve.errors import InvalidRequestError

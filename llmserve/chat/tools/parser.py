@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from llmserve.chat.tools.formats.table import START, TEXT, Kind, State
+from llmserve.chat.tools.formats.model import START, TEXT, Kind, State
 from llmserve.chat.tools.json_scan import JsonScan, ValueTypes, WrittenObject, read_call
 from llmserve.core import Delta, Part, ReasoningDelta, ToolCallDelta
 

@@ -7,7 +7,7 @@ import functools
 from typing import NamedTuple
 
 from llmserve.chat.chat_format import ChatStyle
-from llmserve.chat.tools.formats.table import markers_of
+from llmserve.chat.tools.formats.model import markers_of
 from llmserve.chat.tools.grammar import call_grammar
 from llmserve.chat.tools.schemas import ANY_OBJECT, value_types
 from llmserve.core import Constraint, Request, ToolUse

@@ -1,5 +1,6 @@
 """System prompts that are to be kept -> the tokens of their prefixes."""
 
+import logging
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -9,8 +10,9 @@ from llmserve.engine.input.prompt import system_prefix
 from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.kvcache.manager import MIN_PREFIX
 from llmserve.engine.runtime import Runtime
-from llmserve.engine.worker.pinning import log
 from llmserve.errors import LlmserveError
+
+log = logging.getLogger(__name__)
 
 
 class PinOptions(Struct, frozen=True):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from llmserve.chat.tools.formats.table import FORMATS, START, THOUGHT, Thinking, states_of
+from llmserve.chat.tools.formats.detect import FORMATS
+from llmserve.chat.tools.formats.model import START, THOUGHT, Thinking, states_of
 from llmserve.chat.tools.parser import Parser, Segment
 from llmserve.core import Delta
 from llmserve.engine.output.text import Piece, TextStream

@@ -2,20 +2,14 @@
 
 from typing import Any, NamedTuple
 
-from llmserve.chat.tools.formats.table import (
-    DEEPSEEK,
-    DEEPSEEK_31,
-    GENERIC,
-    HARMONY,
-    HERMES,
-    LLAMA3,
-    MISTRAL,
-    MISTRAL_ARRAY,
-    QWEN_CODER,
-    THINKING,
-    Format,
-    Thinking,
-)
+from llmserve.chat.tools.formats.deepseek import DEEPSEEK, DEEPSEEK_31
+from llmserve.chat.tools.formats.detect import THINKING
+from llmserve.chat.tools.formats.harmony import HARMONY
+from llmserve.chat.tools.formats.hermes import GENERIC, HERMES
+from llmserve.chat.tools.formats.llama import LLAMA3
+from llmserve.chat.tools.formats.mistral import MISTRAL, MISTRAL_ARRAY
+from llmserve.chat.tools.formats.model import Format, Thinking
+from llmserve.chat.tools.formats.qwen import QWEN_CODER
 from llmserve.chat.tools.json_scan import ValueTypes
 
 THINK, MISTRAL_THINK, SEED_THINK = THINKING

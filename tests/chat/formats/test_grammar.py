@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from llmserve.chat.prompted_tools import write_calls
-from llmserve.chat.tools.formats.table import FORMATS, Format, markers_of, states_of
+from llmserve.chat.tools.formats.detect import FORMATS
+from llmserve.chat.tools.formats.model import Format, markers_of, states_of
 from llmserve.chat.tools.grammar import call_grammar
 from llmserve.chat.tools.parser import Parser
 from llmserve.chat.tools.schemas import argument_schema, types_of, value_types

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.chat.tools.formats.table import FORMATS, START, THINKING, THOUGHT, states_of
+from llmserve.chat.tools.formats.detect import FORMATS, THINKING
+from llmserve.chat.tools.formats.model import START, THOUGHT, states_of
 from llmserve.chat.tools.parser import Parser
 from llmserve.core import Delta, ReasoningDelta, ToolCallDelta
 from tests.chat.formats.recorded import RECORDED, TYPES, Recorded

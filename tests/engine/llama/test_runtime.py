@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
-from llmserve.chat.tools.formats.table import MISTRAL
+from llmserve.chat.tools.formats.mistral import MISTRAL
 from llmserve.chat.tools.grammar import call_grammar
 from llmserve.core import (
     Delta,

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from llmserve.chat.tools.formats.table import FORMATS, START, THINKING, THOUGHT, states_of
+from llmserve.chat.tools.formats.detect import FORMATS, THINKING
+from llmserve.chat.tools.formats.model import START, THOUGHT, states_of
 from llmserve.chat.tools.parser import Parser
 from llmserve.core import Delta, EmbeddingRequest, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import LlmserveError

@@ -1,49 +1,47 @@
 """The source of a chat template -> the format in which its model writes calls and thoughts.
 
 A template shows a model its own earlier calls, so it has the markers of the format. llama.cpp's
-`common/chat.cpp` tells them apart in the same way.
+`common/chat.cpp` tells them apart in the same way. A new family is a file beside this one and a
+place in `FORMATS`.
+
+Sources of the formats: the models' own chat templates, and the outputs that llama.cpp's
+`common/chat.cpp` and vLLM's `tool_parsers` are tested with.
 """
 
-from typing import NamedTuple
+from llmserve.chat.tools.formats.deepseek import DEEPSEEK, DEEPSEEK_31
+from llmserve.chat.tools.formats.harmony import HARMONY
+from llmserve.chat.tools.formats.hermes import GENERIC, HERMES
+from llmserve.chat.tools.formats.llama import LLAMA3
+from llmserve.chat.tools.formats.mistral import MISTRAL, MISTRAL_ARRAY
+from llmserve.chat.tools.formats.model import Format, Thinking
+from llmserve.chat.tools.formats.qwen import QWEN_CODER
 
-from llmserve.chat.tools.formats.table import (
-    DEEPSEEK,
-    DEEPSEEK_31,
+# The first whose marks fit is a template's; more than one can.
+_BY_TEMPLATE = (
     HARMONY,
+    QWEN_CODER,
     HERMES,
-    LLAMA3,
     MISTRAL,
     MISTRAL_ARRAY,
-    QWEN_CODER,
-    THINKING,
-    Format,
-    Thinking,
+    DEEPSEEK,
+    DEEPSEEK_31,
+    LLAMA3,
 )
-
-
-class _Rule(NamedTuple):
-    format: Format
-    has: tuple[str, ...]  # all of these
-    lacks: tuple[str, ...] = ()  # and none of these, which are of formats that we do not know
-
-
-_RULES = (  # the first that fits
-    _Rule(HARMONY, ("<|channel|>", "<|message|>")),
-    _Rule(QWEN_CODER, ("<tool_call>", "<function=", "<parameter="), ("<seed:tool_call>",)),
-    _Rule(HERMES, ("<tool_call>", "arguments"), ("<arg_key>", "<function=")),
-    _Rule(MISTRAL, ("[TOOL_CALLS]", "[ARGS]")),
-    _Rule(MISTRAL_ARRAY, ("[TOOL_CALLS]",)),
-    _Rule(DEEPSEEK, ("<｜tool▁calls▁begin｜>", "```json")),
-    _Rule(DEEPSEEK_31, ("<｜tool▁calls▁begin｜>",)),
-    _Rule(LLAMA3, ("<|start_header_id|>", "ipython", '"parameters": ')),
+FORMATS = {each.name: each for each in (*_BY_TEMPLATE, GENERIC)}
+THINKING = (
+    Thinking("<think>", "</think>"),
+    Thinking("[THINK]", "[/THINK]"),
+    Thinking("<seed:think>", "</seed:think>"),
 )
 
 
 def detect_format(source: str) -> Format | None:
     """None if the model has learned no calls, or writes them in a way that is not in the table."""
-    for rule in _RULES:
-        if all(m in source for m in rule.has) and not any(m in source for m in rule.lacks):
-            return rule.format
+    for each in _BY_TEMPLATE:
+        if all(mark in source for mark in each.marks) and not any(
+            mark in source for mark in each.foreign_marks
+        ):
+            return each
     return None
 
 
