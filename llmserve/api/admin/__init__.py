@@ -1,0 +1,1 @@
+"""What operators ask: models and their state, health, metrics. No generation."""

@@ -1,0 +1,1 @@
+"""The native dialect: POST /inference. Strict: what it does not know it refuses by name."""

@@ -1,1 +1,1 @@
-"""Calls and thoughts in the text of an answer: their formats, and one parser for all of them."""
+"""Calls and thoughts in the text of an answer: one parser for all formats, and their grammars."""

@@ -1,0 +1,1 @@
+"""Which prefixes are known and where: in KV cells, in host memory, on disk."""

@@ -1,0 +1,1 @@
+"""Logits -> a token for each row, and log probabilities. Pure numpy."""

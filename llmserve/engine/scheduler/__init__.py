@@ -1,0 +1,1 @@
+"""Who enters, and what a step computes: decisions. No tensors, no llama.cpp, no text."""

@@ -8,8 +8,6 @@ preempted sequence resumes by computing all its tokens again.
 
 from dataclasses import dataclass, field
 
-from llguidance import LLMatcher
-
 from llmserve.core import (
     Delta,
     Finished,
@@ -25,6 +23,7 @@ from llmserve.engine.output.text import Piece, TextStream
 from llmserve.engine.sampling.logprobs import LogprobStream, PromptScores
 from llmserve.engine.sampling.sampler import Sampler
 from llmserve.engine.scheduler.speculation import Drafter
+from llmserve.engine.structured.masks import Matcher
 
 BATCH_PATIENCE_S = 120.0  # after which a batch request no longer waits for interactive ones
 
@@ -39,7 +38,7 @@ class Sequence:
     text: TextStream | Reader
     accepted_s: float  # this and the following: seconds on the monotonic clock
     logprobs: LogprobStream | None = None  # where they were asked for
-    matcher: LLMatcher | None = None  # what the answer must match, as far as it has come
+    matcher: Matcher | None = None  # what the answer must match, as far as it has come
     reading: Reading | None = None  # where there can be more than text in it
     drafter: Drafter | None = None  # where its next tokens may be guessed
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
@@ -98,7 +97,7 @@ class Sequence:
         return len(self.tokens) >= self.max_len
 
     @property
-    def guard(self) -> LLMatcher | None:
+    def guard(self) -> Matcher | None:
         """The matcher that the next token has to please: thoughts are free."""
         if isinstance(self.text, Reader) and not self.text.is_guarded:
             return None

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import llguidance.numpy
 import numpy as np
@@ -16,6 +16,8 @@ from llmserve.engine.sampling.sampler import Allowed
 if TYPE_CHECKING:
     pass
 
+Matcher: TypeAlias = LLMatcher  # what an answer must match, as far as it has come
+
 
 class Constrained(Protocol):
     """What may have to match something; in the worker a `Sequence`."""
@@ -24,10 +26,10 @@ class Constrained(Protocol):
     def id(self) -> int: ...
 
     @property
-    def matcher(self) -> LLMatcher | None: ...
+    def matcher(self) -> Matcher | None: ...
 
     @property
-    def guard(self) -> LLMatcher | None:
+    def guard(self) -> Matcher | None:
         """The matcher if the next token is its business, which one of a thought is not."""
 
     @property
@@ -59,7 +61,7 @@ class Masks:
 
 class _Guard(NamedTuple):
     request_id: int
-    matcher: LLMatcher
+    matcher: Matcher
     opening: int | None
 
 
@@ -114,14 +116,14 @@ class MaskFiller:
         return masks
 
 
-def accept(matcher: LLMatcher | None, token: int) -> str | None:
+def accept(matcher: Matcher | None, token: int) -> str | None:
     """Go on with `token`; returns why that is impossible, if it is."""
     if matcher is None or matcher.consume_token(token):
         return None
     return _reason(matcher)
 
 
-def _reason(matcher: LLMatcher) -> str:
+def _reason(matcher: Matcher) -> str:
     """The first line of the error, without what follows for llguidance's developers."""
     lines: Sequence[str] = matcher.get_error().splitlines()
     return lines[0][:300] if lines else "llguidance gives no reason"

@@ -1,0 +1,1 @@
+"""OpenAI's protocol at providers: requests as bytes, answers as events. No I/O."""
