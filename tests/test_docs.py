@@ -11,7 +11,7 @@ from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.config.load import load_config
 from llmserve.config.provider import KEYS as PROVIDER_KEYS
 from llmserve.config.schema import ModelSpec, ServerConfig
-from tests.test_real_server import CURL
+from tests.e2e.test_server import CURL
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

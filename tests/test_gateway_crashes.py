@@ -34,9 +34,9 @@ from llmserve.pool.progress import Progress
 from llmserve.process.launcher import ProcessOpener
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
-from tests.isolation import aborting
-from tests.isolation.children import open_child, until
-from tests.isolation.library import Script
+from tests.process import aborting
+from tests.process.children import open_child, until
+from tests.process.library import Script
 from tests.serving import make_config, metric
 from tests.tiny_models import write_llama
 

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 
 from llmserve.chat.tools.formats.detect import FORMATS
-from tests.chat.formats.recorded import RECORDED
-from tests.chat.formats.test_parser import FRAGMENTS
-from tests.engine import test_gbnf
+from tests.chat.tools.recorded import RECORDED
+from tests.chat.tools.test_parser import FRAGMENTS
+from tests.engine.structured import test_gbnf
 from tests.fuzz.ggufs.dissected import take_apart
 from tests.fuzz.ggufs.mutants import CHANGES, mutants
 from tests.fuzz.targets import answers, requests
-from tests.registry.test_gguf import NOT_SERVABLE, REFUSED
+from tests.gguf.test_gguf import NOT_SERVABLE, REFUSED
 from tests.remote.hostile import WHOLE
 from tests.remote.test_sse import STREAM
 from tests.tiny_models import write_llama, write_mamba

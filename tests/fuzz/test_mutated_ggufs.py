@@ -19,7 +19,7 @@ import pytest
 from tests.fuzz.ggufs.dissected import strings_or_numbers
 from tests.fuzz.ggufs.mutants import CHANGES, base_models, mutants
 from tests.fuzz.loading import Outcome
-from tests.registry.raw_gguf import STRING
+from tests.gguf.raw_gguf import STRING
 from tests.serving import ServerProcess, server_process
 
 pytestmark = pytest.mark.fuzz

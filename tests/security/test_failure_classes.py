@@ -20,7 +20,7 @@ CLASSES = {
         "security/test_requests.py::test_grammar_bombs"
     ),
     "native aborts while an answer is computed (llama.cpp #12597)": (
-        "test_faults.py::test_who_runs_is_told_and_who_waits_is_answered"
+        "e2e/test_faults.py::test_who_runs_is_told_and_who_waits_is_answered"
     ),
     "integers out of range (CVE-2026-21869, CVE-2026-34756)": (
         "security/test_requests.py::test_integers_out_of_range"
@@ -32,16 +32,16 @@ CLASSES = {
         "security/test_requests.py::test_path_traversal_in_names"
     ),
     "downloads led into the local network (CVE-2026-5530)": (
-        "registry/test_hub.py::TestNetwork::test_a_redirect_away_from_the_hub_is_refused"
+        "hub/test_client.py::TestNetwork::test_a_redirect_away_from_the_hub_is_refused"
     ),
     "DNS rebinding (CVE-2024-28224)": (
-        "api/test_hosts.py::test_a_foreign_host_gets_403_with_the_name_and_the_key_to_set"
+        "api/http/test_origins.py::test_a_foreign_host_gets_403_with_the_name_and_the_key_to_set"
     ),
     "open exposure (175,000 hosts found open)": (
-        "test_keys_real.py::test_no_open_server_by_accident"
+        "e2e/test_keys.py::test_no_open_server_by_accident"
     ),
     "timing of the prefix cache (CVE-2025-46570)": (
-        "test_keys_real.py::test_no_other_key_sees_what_is_cached"
+        "e2e/test_keys.py::test_no_other_key_sees_what_is_cached"
     ),
     "one overflow fails everyone (llama-server)": (
         "security/test_requests.py::test_long_outputs_in_little_room_all_finish"

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from llmserve.api.app import OPERATIONS
-from tests.engine.test_constraint import BOMBS
+from tests.engine.structured.test_compiler import BOMBS
 from tests.fuzz.test_http import BODIES, EMBEDDING, read_answer, receive
 from tests.serving import FakeService, fake_service, raw_request
 from tests.tiny_models import write_llama

@@ -20,8 +20,8 @@ from starlette.routing import Route
 
 from llmserve.api.server import listen
 from llmserve.telemetry.otlp import start_export
+from tests.cli.test_cli import EMBEDDED
 from tests.serving import TIMEOUT_S, command_environment, server_process, wait_until
-from tests.test_cli import EMBEDDED
 
 CANARY = "canary-44aa"
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}

@@ -5,16 +5,13 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import llguidance.numpy
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
 from llmserve.engine.sampling.sampler import Allowed
-
-if TYPE_CHECKING:
-    pass
 
 Matcher: TypeAlias = LLMatcher  # what an answer must match, as far as it has come
 

@@ -27,8 +27,8 @@ from tests.api.openai.helpers import (
     ok,
     script,
 )
-from tests.api.openai.test_legacy_logprobs import LEGACY, SAMPLED, sampled
-from tests.engine.test_worker import expected_logprobs
+from tests.api.openai.test_logprobs import LEGACY, SAMPLED, sampled
+from tests.engine.worker.test_worker import expected_logprobs
 from tests.serving import FakeService, fake_service
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import gguf as reference
 
 from llmserve.gguf.tensor_types import TENSOR_TYPES
-from tests.registry.raw_gguf import ARRAY, STRING, array, gguf, pair, string, u32, u64
+from tests.gguf.raw_gguf import ARRAY, STRING, array, gguf, pair, string, u32, u64
 
 NUMBERS = {  # value type -> code of struct; bools are not among them
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d",

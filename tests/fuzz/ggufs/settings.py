@@ -6,8 +6,8 @@ from dataclasses import replace
 from random import Random
 
 from tests.fuzz.ggufs.dissected import FLOATS, NUMBERS, Model, Pair, strings_or_numbers
-from tests.registry.raw_gguf import BOOL, FLOAT32, INT32, STRING, UINT32, UINT64
-from tests.registry.raw_gguf import string as encoded
+from tests.gguf.raw_gguf import BOOL, FLOAT32, INT32, STRING, UINT32, UINT64
+from tests.gguf.raw_gguf import string as encoded
 
 _COUNTS = (0, 1, 2, 3, 5, 7, 8, 31, 33, 63, 64, 65, 127, 255, 256, 257, 1000, 65_535, 65_536)
 _HUGE = (2**20, 2**31 - 1, 2**31, 2**32 - 1)

@@ -6,8 +6,8 @@ import gguf as reference
 
 from tests.fuzz.ggufs.dissected import Model, Pair, strings_or_numbers
 from tests.fuzz.ggufs.settings import any_number
-from tests.registry.raw_gguf import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT8, UINT32
-from tests.registry.raw_gguf import string as encoded
+from tests.gguf.raw_gguf import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT8, UINT32
+from tests.gguf.raw_gguf import string as encoded
 
 _NAMES = ("tokens", "scores", "token_type", "merges")
 _KINDS = (*b"llama gpt2 bert t5 rwkv plamo2 none no_vocab x".split(), b"")

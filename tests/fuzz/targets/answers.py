@@ -23,8 +23,8 @@ from llmserve.remote.openai import embeddings
 from llmserve.remote.openai.response import OpenAIDecoder
 from llmserve.remote.protocol import Decoder, Ending
 from llmserve.remote.sse import SseReader, SseTooLongError
-from tests.chat.formats.recorded import TYPES
-from tests.chat.formats.understood import run, understand
+from tests.chat.tools.recorded import TYPES
+from tests.chat.tools.understood import run, understand
 from tests.fuzz.targets.common import Choices, check_words, in_pieces
 
 NUM_PIECES = 4

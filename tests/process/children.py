@@ -1,0 +1,124 @@
+"""Real children that load fakes, for tests."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmserve.core import Event, Mode, Request, SamplingParams, Started
+from llmserve.engine.engine import Engine
+from llmserve.engine.load_spec import Order
+from llmserve.engine.loading import open_engine
+from llmserve.engine.messages import Load, StepStats
+from llmserve.engine.runtime import LlamaParams
+from llmserve.pool.progress import Progress
+from llmserve.process.client import ProcessEngine
+from llmserve.process.launcher import ProcessOpener
+from tests.process import library
+from tests.process.library import Script
+
+TIMEOUT_S = 60.0
+GREEDY = SamplingParams(temperature=0)
+ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
+
+
+def order(path: Path, **keys: Any) -> Order:
+    return Order("fake", os.fsencode(path), LlamaParams(256), **keys)
+
+
+class Seen:
+    """What an engine told of itself."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepStats] = []
+        self.loads: list[Load] = []
+
+
+async def open_child(
+    path: Path, seen: Seen | None = None, *, stall_timeout_s: float = TIMEOUT_S, **keys: Any
+) -> ProcessEngine:
+    seen = seen or Seen()
+    return await ProcessOpener(lambda: 20, library.NAME).open(
+        order(path, **keys),
+        Progress(),
+        stall_timeout_s=stall_timeout_s,
+        on_step=seen.steps.append,
+        on_load=seen.loads.append,
+    )
+
+
+@contextlib.asynccontextmanager
+async def child(
+    folder: Path, script: Script | None = None, *, patience_s: float = 0, **keys: Any
+) -> AsyncIterator[Any]:
+    """A `ProcessEngine`, which is left without a trace of it and of any request.
+
+    With `patience_s` that is how long it may stall once it is loaded.
+    """
+    engine = await open_child((script or Script()).write(folder / "model"), **keys)
+    if patience_s:
+        engine._working.timeout_s = engine._preparing.timeout_s = patience_s
+    try:
+        yield engine
+        assert engine._asked == {}
+    finally:
+        await engine.close()
+    assert not engine.is_alive
+    assert not is_there(engine.pid)
+
+
+async def open_thread(folder: Path, script: Script, **keys: Any) -> Engine:
+    """The same in this process."""
+    path = script.write(folder / "model")
+    return await open_engine(
+        order(path, **keys),
+        library,
+        on_progress=lambda fraction: True,
+        on_step=lambda stats: None,
+        on_load=lambda load: None,
+    )
+
+
+def is_there(pid: int | None) -> bool:
+    """As a process, or as what is left of one that nobody has waited for."""
+    return pid is not None and psutil.pid_exists(pid)
+
+
+def completion(prompt: str, max_tokens: int = 8, **rest: Any) -> Request:
+    return Request(
+        prompt=prompt, mode=Mode.COMPLETION, max_tokens=max_tokens, **{"sampling": ENDLESS, **rest}
+    )
+
+
+async def collect(stream: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in stream]
+
+
+class Stream:
+    """A generation that goes on by itself."""
+
+    def __init__(self, engine: Any, request: Request) -> None:
+        self.events: list[Event] = []
+        self.task = asyncio.create_task(self._follow(engine, request))
+
+    async def _follow(self, engine: Any, request: Request) -> None:
+        async with contextlib.aclosing(engine.generate(request)) as events:
+            async for event in events:
+                self.events.append(event)
+
+    @property
+    def is_accepted(self) -> bool:
+        return any(isinstance(event, Started) for event in self.events)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """For what another process does."""
+    end_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end_s, "timed out"
+        await asyncio.sleep(0.005)
