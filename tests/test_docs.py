@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.api.app import ROUTES
+from llmserve.api.app import ENDPOINTS
+from llmserve.api.endpoint import Endpoint
 from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.config.load import load_config
 from llmserve.config.provider import KEYS as PROVIDER_KEYS
@@ -50,14 +51,15 @@ def test_the_readme_has_every_field_of_a_response() -> None:
     assert set(ResponsesRequest.__struct_fields__) <= named
 
 
-PAGES = [route for route in ROUTES if route.path != "/docs/{file}"]  # which is part of a page
+PAGES = [
+    route for route in ENDPOINTS.all if route.path != "/docs/{file}"
+]  # which is part of a page
 
 
 @pytest.mark.parametrize("route", PAGES, ids=lambda route: route.path)
-def test_the_readme_has_every_route(route: object) -> None:
-    method = "POST" if "POST" in route.methods else "GET"  # type: ignore[attr-defined]
-    path = route.path.replace("{name:path}", "NAME")  # type: ignore[attr-defined]
-    spelled = {f"{method} {path}"}
+def test_the_readme_has_every_route(route: Endpoint) -> None:
+    path = route.path.replace("{name:path}", "NAME")
+    spelled = {f"{route.method} {path}"}
     if path == "/models/NAME/unload":
         spelled.add("POST /models/NAME/load`, `/unload")
     assert any(f"{one}`" in README or f"## {one}\n" in README for one in spelled)

@@ -11,6 +11,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from llmserve.api.endpoint import endpoint
+from llmserve.api.http.auth import Level
+
 FILES = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 _POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
 # Paths are relative, so that it works behind a proxy that adds a prefix.
@@ -40,10 +43,21 @@ _SCRIPT = """SwaggerUIBundle({
 """
 
 
+@endpoint(
+    "GET", "/docs", level=Level.OPEN, summary="For people", tag="Operation", is_documented=False
+)
 async def docs(request: Request) -> Response:
     return HTMLResponse(_PAGE, headers={"content-security-policy": _POLICY})
 
 
+@endpoint(
+    "GET",
+    "/docs/{file}",
+    level=Level.OPEN,
+    summary="A file of it",
+    tag="Operation",
+    is_documented=False,
+)
 async def docs_file(request: Request) -> Response:
     name = request.path_params["file"]
     if name == "start.js":

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from llmserve.api.app import ROUTES
+from llmserve.api.app import ENDPOINTS
 from llmserve.config.load import load_config
 from llmserve.config.schema import ServerConfig
 
@@ -119,7 +119,7 @@ def test_the_manifest_fits_the_server(tmp_path: Path) -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] > GRACE_S
     assert pod["spec"]["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    paths = {route.path for route in ROUTES}
+    paths = {each.path for each in ENDPOINTS.all}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"]["path"] in paths
     assert found["Service"]["spec"]["selector"] == pod["metadata"]["labels"]
