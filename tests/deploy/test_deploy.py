@@ -71,7 +71,8 @@ def test_the_image_is_made_of_the_files_it_copies(tmp_path: Path) -> None:
     run(BIN / "pip", "wheel", *options, ".", cwd=tmp_path / "context")
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"llmserve/__main__.py", "llmserve/models.toml"} <= set(names)
+    manual = {f"llmserve/docs/{path.name}" for path in (ROOT / "llmserve/docs").iterdir()}
+    assert {"llmserve/__main__.py", "llmserve/models.toml", *manual} <= set(names)
 
 
 # -- systemd -------------------------------------------------------------------------------------
