@@ -16,6 +16,7 @@ from llmserve.api.native.schemas import InferenceRequest, Parameters
 from llmserve.api.openai.chat_schemas import ChatRequest
 from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.api.openai.schemas import CompletionRequest, EmbeddingsRequest
+from llmserve.auth.key_file import read_file
 from llmserve.auth.keys import Key
 from llmserve.cli.main import cli
 from llmserve.config.load import load_config
@@ -205,6 +206,14 @@ def test_every_example_of_a_models_toml_loads(text: str, tmp_path: Path) -> None
     path = tmp_path / "models.toml"
     path.write_text(text, encoding="utf-8")
     assert {model.name for model in load_config(path).models} == {*tomllib.loads(text)["models"]}
+
+
+def test_the_example_of_a_key_file_loads(tmp_path: Path) -> None:
+    (text,) = [block for _, block in MANUAL["keys.md"].blocks if block.startswith("[keys.")]
+    path = tmp_path / "keys.toml"
+    path.write_text(text.replace("…", "0" * 64), encoding="utf-8")
+    path.chmod(0o600)
+    assert list(read_file(path)) == ["alice"]
 
 
 # -- routes, errors, commands --------------------------------------------------------------------
