@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from llmserve.api.admin import ADMIN
+from llmserve.api.docs import DOCS
 from llmserve.api.endpoint import Dialect, Endpoints
 from llmserve.api.http import errors
 from llmserve.api.http.auth import Keys
@@ -18,12 +19,11 @@ from llmserve.api.http.upload import Uploads
 from llmserve.api.native import NATIVE
 from llmserve.api.openai import OPENAI, RESPONSES
 from llmserve.api.openapi import Document, openapi
-from llmserve.api.swagger_ui import docs, docs_file
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
 
 ENDPOINTS = Endpoints(
-    (NATIVE, ADMIN, Dialect((openapi, docs, docs_file)), RESPONSES, OPENAI),
+    (NATIVE, ADMIN, Dialect((openapi,)), DOCS, RESPONSES, OPENAI),
 )
 
 

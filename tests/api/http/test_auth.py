@@ -76,7 +76,10 @@ def send(
 # -- who may in ----------------------------------------------------------------------------------
 
 PATHS = [re.sub(r"{name:path}", "fake", route.path) for route in ENDPOINTS.all]
-OPEN_PATHS = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{file}"}
+OPEN_PATHS = {
+    *("/health", "/ready", "/openapi.json"),
+    *("/docs", "/docs/{name}", "/docs/examples/{name}"),
+}
 ADMIN_PATHS = {"/metrics", "/models/reload", "/models/fake/load", "/models/fake/unload"}
 
 
