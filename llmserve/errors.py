@@ -1,51 +1,19 @@
 """Every error that llmserve raises on purpose, and the HTTP status each one means.
 
-    LlmserveError
-    ├── InvalidRequestError      400  the request is wrong; `param` names the field
-    ├── AuthenticationError      401  no API key, or not one of ours
-    ├── PermissionDeniedError    403  the key, or the page that asks, may not do this
-    ├── ModelNotFoundError       404  no such model; the message lists those that exist
-    ├── RequestTimeoutError      408  the client takes too long to send
-    ├── TooLargeError            413  body over the cap, or prompt longer than the context
-    ├── ModelBusyError           409  the model is in use, so it cannot be unloaded
-    ├── QueueFullError           429  no place in the queue, or not one that would do
-    │   └── ProviderLimitError        the same at a remote provider, in its words
-    ├── RateLimitError           429  the API key is over one of its limits
-    ├── UnavailableError         503  (family) try again later
-    │   ├── ModelLoadingError         the model is still being loaded
-    │   ├── ModelUnavailableError     the model cannot be loaded; the message says why
-    │   ├── InsufficientMemoryError   it does not fit; the message has need and budget
-    │   ├── EngineCrashedError        the model's process died while it was at the request
-    │   │   └── RequestLostError           … before it was: asked again, it may be answered
-    │   ├── ModelQuarantinedError     that has happened too often; the message has the fix
-    │   ├── QueueTimeoutError         no slot became free in time
-    │   ├── CrowdedError              too many connections, or too much is being sent at once
-    │   └── ShuttingDownError         the server is draining
-    ├── ProviderError            502  (family) a remote provider failed, or its answer is broken
-    │   ├── ProviderAuthError         it does not take the key; the message names the variable
-    │   ├── ProviderModelError        it does not have the model
-    │   ├── ProviderUnreachableError  no connection, or it failed too often lately to be asked
-    │   └── ProviderTimeoutError 504  it took too long
-    ├── DeadlineError            504  the time that the request may take is over
-    ├── EngineError              500  llama.cpp failed; the message says in which call
-    ├── ConfigError              400  models.toml is wrong (start-up and reload)
-    └── ModelFileError            -   a GGUF file is missing, truncated or lies about itself
-        └── HubError              -   the hub cannot give it to us
-            └── HubUnreachableError   offline, or no connection: what is on disk still works
-
-Foreign exceptions are translated in one place per library: msgspec in `api/http/decode.py`,
-llama.cpp's return codes in `engine/llama/call.py`, jinja in `chat/template.py`, huggingface_hub and
-the disk it writes to in `hub/client.py`, httpx2 and the statuses of providers in
-`remote/errors.py`.
+A class takes from its base what it does not state itself; `code` and `type` are contract, as the
+statuses are. Foreign exceptions are translated in one place per library: msgspec in
+`api/http/decode.py`, llama.cpp's return codes in `engine/llama/call.py`, jinja in
+`chat/template.py`, huggingface_hub and the disk it writes to in `hub/client.py`, httpx2 and the
+statuses of providers in `remote/errors.py`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _MAX_SHOWN_LEN = 400
 
 
 def harmless(text: str) -> str:
-    """Words with something of a stranger's file in them: they neither flood nor forge a log."""
+    """Text that quotes a foreign file, such that it neither floods nor forges a log."""
     if len(text) <= _MAX_SHOWN_LEN and text.isprintable():
         return text
     return ascii(text[:_MAX_SHOWN_LEN])
@@ -62,6 +30,19 @@ class LlmserveError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
 
+    def __init_subclass__(
+        cls,
+        *,
+        status: int | None = None,
+        type: str | None = None,  # noqa: A002 - what the contract calls it
+        code: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.status = cls.status if status is None else status
+        cls.type = cls.type if type is None else type
+        cls.code = cls.code if code is None else code
+
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: int | None = None
     ) -> None:
@@ -73,7 +54,7 @@ class LlmserveError(Exception):
 
 
 def as_llmserve_error(error: BaseException) -> LlmserveError:
-    """What may be told of it: of a bug, nothing."""
+    """The error as a caller may see it: of a bug, nothing."""
     if isinstance(error, LlmserveError):
         return error
     return LlmserveError("internal error; see the server's log")
@@ -83,155 +64,152 @@ def shutting_down(what: str = "the server") -> "ShuttingDownError":
     return ShuttingDownError(f"{what} is shutting down", retry_after_s=5)
 
 
-class InvalidRequestError(LlmserveError):
-    status = 400
-    type = "invalid_request_error"
-    code = "invalid_request"
+# -- the request, and what its sender may do -----------------------------------------------------
 
 
-class AuthenticationError(LlmserveError):
-    status = 401
-    type = "authentication_error"
-    code = "invalid_api_key"
+class InvalidRequestError(
+    LlmserveError, status=400, type="invalid_request_error", code="invalid_request"
+):
+    """The request is wrong; `param` names the field."""
 
 
-class PermissionDeniedError(LlmserveError):
-    status = 403
-    type = "permission_error"
-    code = "permission_denied"
+class AuthenticationError(
+    LlmserveError, status=401, type="authentication_error", code="invalid_api_key"
+):
+    """No API key, or not one of ours."""
 
 
-class ModelNotFoundError(LlmserveError):
-    status = 404
-    type = "not_found_error"
-    code = "model_not_found"
+class PermissionDeniedError(
+    LlmserveError, status=403, type="permission_error", code="permission_denied"
+):
+    """The key, or the page that asks, may not do this."""
 
 
-class RequestTimeoutError(LlmserveError):
-    status = 408
-    type = "timeout_error"
-    code = "request_timeout"
+class ModelNotFoundError(LlmserveError, status=404, type="not_found_error", code="model_not_found"):
+    """No such model; the message lists those that exist."""
 
 
-class TooLargeError(LlmserveError):
-    status = 413
-    type = "invalid_request_error"
-    code = "too_large"
+class RequestTimeoutError(LlmserveError, status=408, type="timeout_error", code="request_timeout"):
+    """The client takes too long to send."""
 
 
-class ModelBusyError(LlmserveError):
-    status = 409
-    type = "conflict_error"
-    code = "model_busy"
+class ModelBusyError(LlmserveError, status=409, type="conflict_error", code="model_busy"):
+    """The model is in use, so it cannot be unloaded."""
 
 
-class QueueFullError(LlmserveError):
-    status = 429
-    type = "rate_limit_error"
-    code = "queue_full"
+class TooLargeError(LlmserveError, status=413, type="invalid_request_error", code="too_large"):
+    """The body is over its limit, or the prompt longer than the context."""
 
 
-class ProviderLimitError(QueueFullError):
-    code = "provider_limit"
+class QueueFullError(LlmserveError, status=429, type="rate_limit_error", code="queue_full"):
+    """No place in the queue, or not in one that would do."""
 
 
-class RateLimitError(LlmserveError):
-    status = 429
-    type = "rate_limit_error"
-    code = "rate_limit_exceeded"
+class ProviderLimitError(QueueFullError, code="provider_limit"):
+    """The same at a remote provider; the message quotes it."""
 
 
-class UnavailableError(LlmserveError):
-    status = 503
-    type = "unavailable_error"
-    code = "unavailable"
+class RateLimitError(
+    LlmserveError, status=429, type="rate_limit_error", code="rate_limit_exceeded"
+):
+    """The API key is over one of its limits."""
 
 
-class ModelLoadingError(UnavailableError):
-    code = "model_loading"
+# -- not now: try again later --------------------------------------------------------------------
 
 
-class ModelUnavailableError(UnavailableError):
-    code = "model_unavailable"
+class UnavailableError(LlmserveError, status=503, type="unavailable_error", code="unavailable"):
+    """Base of what may pass by itself."""
 
 
-class InsufficientMemoryError(UnavailableError):
-    code = "insufficient_memory"
+class ModelLoadingError(UnavailableError, code="model_loading"):
+    """The model is still being loaded."""
 
 
-class EngineCrashedError(UnavailableError):
-    code = "engine_crashed"
+class ModelUnavailableError(UnavailableError, code="model_unavailable"):
+    """The model cannot be loaded; the message says why."""
+
+
+class InsufficientMemoryError(UnavailableError, code="insufficient_memory"):
+    """The model does not fit; the message has need and budget."""
+
+
+class EngineCrashedError(UnavailableError, code="engine_crashed"):
+    """The model's process died while it worked on the request."""
+
     log_lines: tuple[str, ...] = ()  # the last ones of the process
 
 
 class RequestLostError(EngineCrashedError):
-    """`is_suspect`: it was being prepared, so that it may itself be the reason."""
+    """It died before it worked on the request: asked again, it may be answered.
+
+    `is_suspect`: the request was being prepared, so that it may itself be the reason.
+    """
 
     is_suspect = False
 
 
-class ModelQuarantinedError(UnavailableError):
-    code = "model_quarantined"
+class ModelQuarantinedError(UnavailableError, code="model_quarantined"):
+    """The model's process has died too often; the message has the fix."""
 
 
-class QueueTimeoutError(UnavailableError):
-    code = "queue_timeout"
+class QueueTimeoutError(UnavailableError, code="queue_timeout"):
+    """No slot became free in time."""
 
 
-class CrowdedError(UnavailableError):
-    code = "crowded"
+class CrowdedError(UnavailableError, code="crowded"):
+    """Too many connections, or too much is being sent at once."""
 
 
-class ShuttingDownError(UnavailableError):
-    code = "shutting_down"
+class ShuttingDownError(UnavailableError, code="shutting_down"):
+    """The server, or the model's engine, is draining."""
 
 
-class ProviderError(LlmserveError):
-    status = 502
-    type = "provider_error"
-    code = "provider_error"
+class DeadlineError(LlmserveError, status=504, type="timeout_error", code="deadline_exceeded"):
+    """The time that the request may take is over."""
 
 
-class ProviderAuthError(ProviderError):
-    code = "provider_auth"
+# -- remote providers ----------------------------------------------------------------------------
 
 
-class ProviderModelError(ProviderError):
-    code = "provider_model"
+class ProviderError(LlmserveError, status=502, type="provider_error", code="provider_error"):
+    """A remote provider failed, or its answer is broken."""
 
 
-class ProviderUnreachableError(ProviderError):
-    code = "provider_unreachable"
+class ProviderAuthError(ProviderError, code="provider_auth"):
+    """The provider does not take the key; the message names its variable."""
 
 
-class ProviderTimeoutError(ProviderError):
-    status = 504
-    code = "provider_timeout"
+class ProviderModelError(ProviderError, code="provider_model"):
+    """The provider does not have the model."""
 
 
-class DeadlineError(LlmserveError):
-    status = 504
-    type = "timeout_error"
-    code = "deadline_exceeded"
+class ProviderUnreachableError(ProviderError, code="provider_unreachable"):
+    """No connection, or the address failed too often lately to be tried."""
 
 
-class EngineError(LlmserveError):
-    code = "engine_error"
+class ProviderTimeoutError(ProviderError, status=504, code="provider_timeout"):
+    """The provider took too long."""
 
 
-class ConfigError(LlmserveError):
-    status = 400  # for a reload; at start-up it ends the process
-    type = "invalid_request_error"
-    code = "config_error"
+# -- the engine and what it is made from ---------------------------------------------------------
 
 
-class ModelFileError(LlmserveError):
-    code = "model_file_error"
+class EngineError(LlmserveError, code="engine_error"):
+    """llama.cpp failed; the message says in which call."""
 
 
-class HubError(ModelFileError):
-    code = "hub_error"
+class ConfigError(LlmserveError, status=400, type="invalid_request_error", code="config_error"):
+    """models.toml is wrong: at start-up this ends the process, for a reload it is a 400."""
 
 
-class HubUnreachableError(HubError):
-    code = "hub_unreachable"
+class ModelFileError(LlmserveError, code="model_file_error"):
+    """A GGUF file is missing, truncated or inconsistent."""
+
+
+class HubError(ModelFileError, code="hub_error"):
+    """The hub does not provide the file."""
+
+
+class HubUnreachableError(HubError, code="hub_unreachable"):
+    """Offline, or no connection: what is on disk still works."""

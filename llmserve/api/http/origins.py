@@ -26,12 +26,12 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _MAX_NAME = 253  # characters of a name in DNS
 
 
-class HostError(PermissionDeniedError):
-    code = "host_not_allowed"
+class HostError(PermissionDeniedError, code="host_not_allowed"):
+    """Not a name of this server: a page may have bound its own name to our address."""
 
 
-class OriginError(PermissionDeniedError):
-    code = "origin_not_allowed"
+class OriginError(PermissionDeniedError, code="origin_not_allowed"):
+    """The page that asks is of an origin that is not allowed."""
 
 
 class HostCheck:

@@ -21,26 +21,24 @@ _MIN_CHUNK_BYTES = 64  # on average, of the chunks beyond those
 _Event = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
 
 
-class MalformedError(InvalidRequestError):
-    """What came is no request, as far as we are concerned."""
-
-    code = "malformed_request"
+class MalformedError(InvalidRequestError, code="malformed_request"):
+    """The bytes are not an HTTP request that we accept."""
 
 
-class TargetTooLongError(MalformedError):
-    status = 414
+class TargetTooLongError(MalformedError, status=414):
+    pass
 
 
-class HeadTooLargeError(MalformedError):
-    status = 431
+class HeadTooLargeError(MalformedError, status=431):
+    pass
 
 
-class NotImplementedHereError(MalformedError):
-    status = 501
+class NotImplementedHereError(MalformedError, status=501):
+    pass
 
 
-class VersionError(MalformedError):
-    status = 505
+class VersionError(MalformedError, status=505):
+    pass
 
 
 class Parser(h11.Connection):
