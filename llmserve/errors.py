@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 _MAX_SHOWN_LEN = 400
 
 
-def harmless(text: str) -> str:
+def sanitized(text: str) -> str:
     """Text that quotes a foreign file, such that it neither floods nor forges a log."""
     if len(text) <= _MAX_SHOWN_LEN and text.isprintable():
         return text

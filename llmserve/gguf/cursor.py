@@ -8,7 +8,7 @@ The file is read, never mapped: a file that shrinks meanwhile is a short read, n
 import struct
 from typing import BinaryIO, Final
 
-from llmserve.errors import ModelFileError, harmless
+from llmserve.errors import ModelFileError, sanitized
 
 MAX_STRINGS: Final = 1 << 22  # walked over in one file: each costs a step
 MAX_STRINGS_BYTES: Final = 512 << 20  # walked over in one file
@@ -44,7 +44,7 @@ class Cursor:
         at = self.offset if at is None else at
         if len(what) > _MAX_WHAT_LEN:
             what = what[:_MAX_WHAT_LEN] + "…"
-        reason = harmless(f"{what} at byte {at}: expected {expected}, found {found}")
+        reason = sanitized(f"{what} at byte {at}: expected {expected}, found {found}")
         return ModelFileError(f"{self._path}: {reason}")
 
     def check(self, num_bytes: int, what: str) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from llmserve.errors import ModelFileError, harmless
+from llmserve.errors import ModelFileError, sanitized
 from llmserve.gguf.reader import Omitted, TensorInfo, Value, read_contents
 from llmserve.gguf.tensor_types import FILE_TYPES, GUESSED_FILE_TYPE
 from llmserve.gguf.validate import check_servable
@@ -120,7 +120,7 @@ class Header(Struct, frozen=True):
         return value.length if isinstance(value, Omitted) else None
 
     def error(self, reason: str) -> ModelFileError:
-        return ModelFileError(f"{self.path}: {harmless(reason)}")
+        return ModelFileError(f"{self.path}: {sanitized(reason)}")
 
 
 class ModelFiles(Struct, frozen=True):

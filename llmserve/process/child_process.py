@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from llmserve.engine.load_spec import Machine
-from llmserve.errors import EngineCrashedError, harmless
+from llmserve.errors import EngineCrashedError, sanitized
 from llmserve.process.channel import ChannelError, Connection
 from llmserve.process.messages import FromChild, Hello, LogRecord, ToChild
 
@@ -260,4 +260,4 @@ def describe_exit(code: int, lines: Iterable[str] = ()) -> str:
 def _assertion_in(lines: Iterable[str]) -> str:
     """What native code says before it gives up, without the path of its source."""
     found = (_ASSERTION.search(line) for line in lines)
-    return next((harmless(match[1]) for match in found if match), "")
+    return next((sanitized(match[1]) for match in found if match), "")

@@ -44,7 +44,7 @@ from llmserve.engine.runtime import (
     State,
 )
 from llmserve.engine.token_bounds import cutting_marks, parts_of
-from llmserve.errors import EngineError, ModelFileError, harmless
+from llmserve.errors import EngineError, ModelFileError, sanitized
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -277,7 +277,7 @@ def _load_model(path: Path, on_progress: OnProgress | None) -> lib.llama_model_p
         )
     model = lib.llama_model_load_from_file(os.fsencode(path), wanted)
     if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot load it: {harmless(failure_reason())}")
+        raise ModelFileError(f"{path}: llama.cpp cannot load it: {sanitized(failure_reason())}")
     return model
 
 
