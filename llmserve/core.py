@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Vectors: TypeAlias = NDArray[np.float32]
 
+DEFAULT_TEMPERATURE = 0.7  # of what we define: POST /inference and `llmserve run`
+
 
 class Mode(StrEnum):
     """How the input becomes the text that the model continues."""
@@ -70,11 +72,12 @@ class Message(Struct, frozen=True):
 class SamplingParams(Struct, frozen=True):
     """How one token is chosen from the logits, in the order of `engine/sampling/sampler.py`.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 keep everything. The penalties
-    follow OpenAI's formula over the generated tokens. `logit_bias` maps token ids to an addend.
+    Every default is neutral, so that they leave the model's own distribution. `temperature` 0 is
+    greedy. `top_k` 0, `top_p` 1 and `min_p` 0 keep everything. The penalties follow OpenAI's
+    formula over the generated tokens. `logit_bias` maps token ids to an addend.
     """
 
-    temperature: float = 0.7
+    temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0

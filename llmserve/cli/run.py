@@ -11,7 +11,7 @@ import click
 
 from llmserve.cli.options import config_option, load
 from llmserve.config.schema import Config
-from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
+from llmserve.core import DEFAULT_TEMPERATURE, Delta, Mode, ReasoningDelta, Request, SamplingParams
 
 
 @click.command()
@@ -20,7 +20,9 @@ from llmserve.core import Delta, Mode, ReasoningDelta, Request, SamplingParams
 @config_option
 @click.option("--mode", type=click.Choice([Mode.COMPLETION.value, Mode.INSTRUCT.value]))
 @click.option("--system", help="System message, with mode instruct.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True)
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), default=DEFAULT_TEMPERATURE, show_default=True
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Default: until the model stops.")
 @click.option("--seed", type=click.IntRange(min=0), help="Makes the answer repeatable.")
 def run(

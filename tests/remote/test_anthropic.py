@@ -49,7 +49,7 @@ def test_the_headers() -> None:
 
 
 def test_the_modes() -> None:
-    always = {"max_tokens": DEFAULT_MAX_TOKENS, "temperature": 0.7}
+    always = {"max_tokens": DEFAULT_MAX_TOKENS}
     user = {"role": "user", "content": "hi"}
     assert sent(Request(prompt="hi"), Mode.INSTRUCT) == {**always, "messages": [user]}
     asked = Request(prompt="hi", system="be")
@@ -68,6 +68,8 @@ def test_parameters() -> None:
         "max_tokens": 9,
         "stop_sequences": ["a"],
     }
+    warm = Request(messages=USER, sampling=SamplingParams(temperature=0.7))
+    assert sent(warm)["temperature"] == 0.7
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """POST /inference, the native dialect: wire Structs <-> core."""
 
+from typing import Any
+
 import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
@@ -87,13 +89,13 @@ def _messages(wire: InferenceRequest) -> tuple[core.Message, ...] | None:
 
 
 def _sampling(parameters: Parameters) -> core.SamplingParams:
-    """What is not given keeps core's default."""
-    given = {
+    """What is not given is neutral, but for the temperature."""
+    given: dict[str, Any] = {
         name: value
         for name in core.SamplingParams.__struct_fields__
         if (value := getattr(parameters, name)) is not None
     }
-    return core.SamplingParams(**given)
+    return core.SamplingParams(**{"temperature": core.DEFAULT_TEMPERATURE, **given})
 
 
 def render_text(folded: list[Folded]) -> bytes:

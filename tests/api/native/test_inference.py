@@ -12,8 +12,9 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.api.native.inference import StreamEncoder
-from llmserve.core import Delta, Mode
+from llmserve.api.native.inference import StreamEncoder, to_core
+from llmserve.api.native.schemas import InferenceRequest, Parameters
+from llmserve.core import Delta, Mode, SamplingParams
 from llmserve.errors import EngineError, ModelFileError
 from tests.fakes import EOS, reference_greedy
 from tests.serving import (
@@ -138,6 +139,20 @@ def two_models() -> Iterator[FakeService]:
     models = {"fake": {"aliases": ("default",)}, "other": {"aliases": ("nickname",)}}
     with fake_service(models=models) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling"),
+    [
+        (None, SamplingParams(temperature=0.7)),
+        (Parameters(top_p=0.5), SamplingParams(temperature=0.7, top_p=0.5)),
+        (Parameters(temperature=0), SamplingParams(temperature=0)),
+    ],
+)
+def test_only_the_temperature_has_a_default_that_changes_the_distribution(
+    given: Parameters | None, sampling: SamplingParams
+) -> None:
+    assert to_core(InferenceRequest(prompt="x", parameters=given)).sampling == sampling
 
 
 # -- modes ---------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def sampled(**fields: Any) -> Request:
 
 
 def test_the_modes() -> None:
-    always = {"temperature": 0.7, "top_p": 1.0}
+    always = {"temperature": 1.0, "top_p": 1.0}
     user, system = {"role": "user", "content": "hi"}, {"role": "system", "content": "be"}
     instruct = Request(prompt="hi", system="be")
     assert sent(instruct, Mode.INSTRUCT) == (
@@ -118,7 +118,7 @@ def test_a_server_with_parameters_of_its_own_is_told_them_all() -> None:
     remote = provider("http://127.0.0.1", extra_parameters=("top_k", "min_p", "ignore_eos"))
     _, body = sent(sampled(), remote=remote)
     assert (body["top_k"], body["min_p"], body["ignore_eos"]) == (0, 0.0, False)
-    _, body = sent(sampled(top_k=1, min_p=0.1, ignore_eos=True), remote=remote)
+    _, body = sent(sampled(temperature=0.7, top_k=1, min_p=0.1, ignore_eos=True), remote=remote)
     assert (body["top_k"], body["min_p"], body["ignore_eos"]) == (1, 0.1, True)
     assert body["temperature"] == 0.7
 
