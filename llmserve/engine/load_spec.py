@@ -15,13 +15,13 @@ LIBRARY = "llmserve.engine.llama.backend"  # a module as `loading.Library` descr
 
 
 class Policy(Struct, frozen=True):
-    """How a model shares its time, from `models.toml`."""
+    """How a model shares its time. `config.schema.ModelSpec` has the defaults."""
 
-    max_queue: int = 256  # requests beyond the slots
-    max_queue_tokens: int = 262_144  # of the prompts that wait for a slot
-    queue_timeout_s: float | None = None  # longest wait for a slot; None: for ever
-    target_itl_s: float = 0.15  # what a step should take at most while answers are decoded
-    speculation: bool = True  # whether what comes next may be guessed from what was said
+    max_queue: int  # requests beyond the slots
+    max_queue_tokens: int  # of the prompts that wait for a slot
+    queue_timeout_s: float | None  # longest wait for a slot; None: for ever
+    target_itl_s: float  # what a step should take at most while answers are decoded
+    speculation: bool  # whether steps may verify a draft of what comes next
 
 
 class Machine(Struct, frozen=True, tag=True):
@@ -44,7 +44,7 @@ class Order(Struct, frozen=True):
     name: str
     path: bytes
     params: LlamaParams
-    policy: Policy = Policy()
+    policy: Policy
     default_mode: Mode | None = None
     prefix_cache_bytes: int = 0
     disk: DiskOrder | None = None

@@ -17,6 +17,8 @@ from llmserve.core import Pooling, Vectors
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+MAX_BATCH = 512  # tokens in one call; larger batches prefill no faster on a CPU
+
 Logits = NDArray[np.float32]
 State = NDArray[np.uint8]  # what KV cells hold, in a form of the runtime's own
 
@@ -77,8 +79,8 @@ class LlamaParams(Struct, frozen=True):
     """How to load a model."""
 
     context_length: int  # tokens of one sequence, and of all of them together
-    max_sequences: int = 16
-    max_outputs: int = 16  # rows of logits in one decode call; at least max_sequences
+    max_sequences: int
+    max_outputs: int  # rows of logits in one decode call; at least max_sequences
     num_threads: int | None = None  # None: the physical cores
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only

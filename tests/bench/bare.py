@@ -39,7 +39,7 @@ def timed_load(path: Path) -> float:
     code = (
         "import sys, time; from pathlib import Path;"
         "from llmserve.engine.llama import LlamaParams, LlamaRuntime;"
-        "arguments = Path(sys.argv[1]), LlamaParams(context_length=8192);"
+        "arguments = Path(sys.argv[1]), LlamaParams(8192, 16, 16);"
         "LlamaRuntime(*arguments).close();"
         "begin_s = time.perf_counter();"
         "LlamaRuntime(*arguments);"
@@ -82,7 +82,9 @@ def _decode(runtime: LlamaRuntime, batch: list[Chunk]) -> list[int]:
 
 
 def main() -> None:
-    runtime = LlamaRuntime(Path(sys.argv[1]), LlamaParams(context_length=8192))
+    runtime = LlamaRuntime(
+        Path(sys.argv[1]), LlamaParams(context_length=8192, max_sequences=16, max_outputs=16)
+    )
     print("ready", flush=True)
     for line in sys.stdin:
         elapsed_s = generate(runtime, msgspec.json.decode(line, type=Order))

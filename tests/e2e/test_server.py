@@ -153,7 +153,9 @@ def solo_answers(config: Path) -> dict[str, Solo]:
     prompts = [f"The city of {place} is famous for" for place in places]
     prompts += [f"A short letter to a friend in {place}:\nDear" for place in places]
     path = locate(load_config(config).default)
-    runtime = LlamaRuntime(path, LlamaParams(context_length=256, max_sequences=1, num_threads=1))
+    runtime = LlamaRuntime(
+        path, LlamaParams(context_length=256, max_sequences=1, max_outputs=16, num_threads=1)
+    )
     try:
         return {prompt: solo_greedy(runtime, prompt, NUM_TOKENS) for prompt in prompts}
     finally:

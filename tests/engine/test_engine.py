@@ -41,9 +41,10 @@ from llmserve.errors import (
 )
 from tests.engine.solo import GREEDY, Answer, answer_alone
 from tests.fakes import EOS, FakeRuntime, reference_greedy
+from tests.policies import policy
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
-POLICY = Policy()
+DEFAULT = policy()
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -52,7 +53,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: FakeRuntime, policy: Policy = POLICY) -> AsyncIterator[Engine]:
+async def engine_on(runtime: FakeRuntime, policy: Policy = DEFAULT) -> AsyncIterator[Engine]:
     """An engine that must be left without a trace of any request."""
     engine = Engine("fake", runtime, policy=policy)
     try:
@@ -388,7 +389,7 @@ def test_steps_are_told() -> None:
 
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, policy=Policy(max_queue=1), on_step=stats.append)
+        engine = Engine("fake", runtime, policy=policy(max_queue=1), on_step=stats.append)
         await answer(engine, completion("abc", 5, sampling=ENDLESS))
         assert [(s.num_prefilled, s.num_decoded) for s in stats] == [(3, 0)] + [(0, 1)] * 4
         await engine.close()
@@ -411,7 +412,7 @@ def test_the_end_of_the_worker_leaves_no_load(fault: BaseException | None) -> No
     async def main() -> None:
         gate = Gate()
         runtime = Dying(gate=gate.semaphore)
-        engine = Engine("fake", runtime, policy=Policy(max_queue=1), on_load=loads.append)
+        engine = Engine("fake", runtime, policy=policy(max_queue=1), on_load=loads.append)
         task = asyncio.create_task(answer(engine, completion("a", sampling=ENDLESS)))
         gate.open()
         await settle(lambda: loads == [Load(1, 0)])
@@ -447,7 +448,7 @@ def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     runtime = FakeRuntime(num_slots=2, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, Policy(max_queue=3)) as engine:
+        async with engine_on(runtime, policy(max_queue=3)) as engine:
             tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(5)]
             await settle(lambda: engine._num_active == 5)
             with pytest.raises(QueueFullError, match="2 requests at a time and 3 more") as caught:
@@ -465,7 +466,7 @@ def test_a_full_queue_of_tokens_refuses_too() -> None:
     runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, Policy(max_queue_tokens=50)) as engine:
+        async with engine_on(runtime, policy(max_queue_tokens=50)) as engine:
             running = asyncio.create_task(answer(engine, completion("x" * 100, 3)))
             await until_decoding(runtime)
             await settle(lambda: engine._admission._num_tokens == 0)
@@ -518,7 +519,7 @@ def test_who_gets_no_slot_in_time_is_told_so() -> None:
     runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, Policy(queue_timeout_s=3600.0)) as engine:
+        async with engine_on(runtime, policy(queue_timeout_s=3600.0)) as engine:
             running = asyncio.create_task(answer(engine, completion("a", 20, sampling=ENDLESS)))
             await until_decoding(runtime)
             late = engine.generate(completion("b", 3))
@@ -543,7 +544,7 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
     runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, Policy(queue_timeout_s=1e-9)) as engine:
+        async with engine_on(runtime, policy(queue_timeout_s=1e-9)) as engine:
             running = asyncio.create_task(answer(engine, completion("a", 20, sampling=ENDLESS)))
             await until_decoding(runtime)
             await settle(lambda: engine._admission._queue.newcomer_wait_s > 0)
@@ -574,7 +575,7 @@ def test_without_a_queue_only_the_slots_count() -> None:
     runtime = FakeRuntime(num_slots=1, gate=(gate := Gate()).semaphore)
 
     async def main() -> None:
-        async with engine_on(runtime, Policy(max_queue=0)) as engine:
+        async with engine_on(runtime, policy(max_queue=0)) as engine:
             task = asyncio.create_task(answer(engine, completion("a", 3)))
             await until_decoding(runtime)
             with pytest.raises(QueueFullError):
@@ -867,7 +868,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
     runtime = FaultyRuntime(fault, at=1, gate=gate.semaphore)
 
     async def main() -> None:
-        engine = Engine("fake", runtime, policy=Policy(max_queue=100))
+        engine = Engine("fake", runtime, policy=policy(max_queue=100))
         before = [
             asyncio.create_task(answer(engine, completion("a", 30, sampling=ENDLESS)))
             for _ in range(5)
@@ -895,7 +896,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
 def test_a_worker_that_dies_while_a_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         runtime = SlowTokenizer()
-        engine = Engine("fake", runtime, policy=Policy(max_queue=100))
+        engine = Engine("fake", runtime, policy=policy(max_queue=100))
         tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(3)]
         await asyncio.to_thread(runtime.tokenizing.wait)
         monkeypatch.delattr(Worker, "_forget")
@@ -956,7 +957,7 @@ def test_closing_while_a_prompt_is_tokenized() -> None:
 def test_closing_twice_at_once() -> None:
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, policy=Policy(max_queue=1))
+        engine = Engine("fake", runtime, policy=policy(max_queue=1))
         first = asyncio.create_task(engine.close())
         second = asyncio.create_task(engine.close())
         await asyncio.sleep(0)

@@ -19,6 +19,7 @@ from llmserve.engine.runtime import LlamaParams
 from llmserve.pool.progress import Progress
 from llmserve.process.client import ProcessEngine
 from llmserve.process.launcher import ProcessOpener
+from tests.policies import policy
 from tests.process import library
 from tests.process.library import Script
 
@@ -28,7 +29,12 @@ ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 
 
 def order(path: Path, **keys: Any) -> Order:
-    return Order("fake", os.fsencode(path), LlamaParams(256), **keys)
+    return Order(
+        "fake",
+        os.fsencode(path),
+        LlamaParams(256, max_sequences=16, max_outputs=16),
+        **{"policy": policy(), **keys},
+    )
 
 
 class Seen:

@@ -26,7 +26,6 @@ from llmserve.core import (
     ToolUse,
 )
 from llmserve.engine.interface import Crash
-from llmserve.engine.load_spec import Policy
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import (
     EngineCrashedError,
@@ -36,6 +35,7 @@ from llmserve.errors import (
     RequestLostError,
     ShuttingDownError,
 )
+from tests.policies import policy
 from tests.process.children import (
     ENDLESS,
     Seen,
@@ -150,7 +150,7 @@ async def test_every_call_has_the_outcome_that_it_has_in_threads(tmp_path: Path)
 async def test_a_refusal_by_the_queue_has_its_time(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     script = Script(options=ONE_SLOT, gate=str(gate))
-    async with child(tmp_path, script, policy=Policy(max_queue=0)) as engine:
+    async with child(tmp_path, script, policy=policy(max_queue=0)) as engine:
         running = Stream(engine, completion("a"))
         await until(lambda: running.is_accepted)
         with pytest.raises(QueueFullError) as refused:
@@ -305,7 +305,7 @@ async def test_a_child_that_stalls_is_killed(tmp_path: Path) -> None:
 async def test_a_worker_that_hangs_is_noticed_while_others_are_refused(tmp_path: Path) -> None:
     """Tokenizing goes on, and so do refusals: neither is a sign of the worker's life."""
     script = Script(options=ONE_SLOT, gate=str(tmp_path / "never"))
-    async with child(tmp_path, script, patience_s=0.5, policy=Policy(max_queue=1)) as engine:
+    async with child(tmp_path, script, patience_s=0.5, policy=policy(max_queue=1)) as engine:
         hanging = [Stream(engine, completion("a")), Stream(engine, completion("b"))]
         await until(lambda: all(each.is_accepted for each in hanging))
         while engine.is_alive:

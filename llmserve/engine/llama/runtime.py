@@ -34,6 +34,7 @@ from llmserve.engine.llama.vocab import (
     tokenize,
 )
 from llmserve.engine.runtime import (
+    MAX_BATCH,
     Chunk,
     EmbeddingLimits,
     InputChunk,
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 _PART_LEN = 4 * 1024  # characters of a text that are tokenized at once, where it can be cut
 _MAX_MARKS = 64  # the first control tokens are those in use
-
-MAX_BATCH = 512  # tokens; larger batches prefill no faster on a CPU
 
 
 OnProgress = Callable[[float], bool]

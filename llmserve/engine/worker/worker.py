@@ -17,6 +17,7 @@ from llmserve.core import FinishReason
 from llmserve.engine.input.pins import Pin
 from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.kvcache.manager import KvCache
+from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import (
     Cancel,
     Command,
@@ -58,7 +59,6 @@ from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TARGET_ITL_S = 0.15
 INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itself
 
 
@@ -71,9 +71,7 @@ class Worker:
         report: Callable[[Report], None],
         compiler: Compiler | None = None,
         *,
-        target_itl_s: float = DEFAULT_TARGET_ITL_S,
-        queue_timeout_s: float | None = None,
-        speculation: bool = True,
+        policy: Policy,
         prefix_cache_bytes: int = 0,
         disk: DiskOptions | None = None,
         pins: Future[list[Pin]] | None = None,
@@ -90,10 +88,10 @@ class Worker:
             max_running=limits.num_slots,
             num_cells=limits.num_cells,
             max_outputs=limits.max_outputs,
-            target_itl_s=target_itl_s,
+            target_itl_s=policy.target_itl_s,
         )
-        self._queue_timeout_s = queue_timeout_s
-        self._drafts = speculation and limits.can_cut  # a wrong guess has to go again
+        self._queue_timeout_s = policy.queue_timeout_s
+        self._drafts = policy.speculation and limits.can_cut  # a wrong guess has to go again
         self._costs = Costs()
         self._lengths = OutputLengths()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from llmserve.config.schema import ModelSpec
 from llmserve.core import Pooling
-from llmserve.engine.runtime import EmbeddingParams
+from llmserve.engine.runtime import MAX_BATCH, EmbeddingParams
 from llmserve.gguf.header import Header
 from llmserve.pool.memory.architectures import NO_CACHE
 
@@ -16,7 +16,6 @@ _ROW_BYTES: Final = 4
 _BATCH_BYTES: Final = 32 << 20  # of such rows in a batch of several inputs
 _INPUT_BYTES: Final = 1 << 30  # … of the longest input that has to be in one batch
 _MIN_BATCH: Final = 64  # tokens; smaller ones are slow
-_MAX_BATCH: Final = 512  # larger ones are no faster
 _MAX_INPUTS: Final = 32  # in one batch
 
 _ENCODERS: Final = NO_CACHE | {"t5encoder"}
@@ -39,7 +38,7 @@ class EmbeddingUse(Struct, frozen=True):
     def params(self, max_len: int, vocab_size: int) -> EmbeddingParams:
         """For inputs of at most `max_len` tokens."""
         batch = _BATCH_BYTES // (_ROW_BYTES * max(1, vocab_size))
-        batch = min(max_len, max(_MIN_BATCH, min(_MAX_BATCH, batch)))
+        batch = min(max_len, max(_MIN_BATCH, min(MAX_BATCH, batch)))
         max_inputs = min(self.max_inputs, batch)
         return EmbeddingParams(self.pooling, self.is_whole, max_len, batch, max_inputs)
 
@@ -47,7 +46,7 @@ class EmbeddingUse(Struct, frozen=True):
         """The longest input that is offered where the config does not say."""
         if not self.is_whole:
             return trained_len
-        return min(trained_len, max(_MAX_BATCH, _INPUT_BYTES // (_ROW_BYTES * max(1, vocab_size))))
+        return min(trained_len, max(MAX_BATCH, _INPUT_BYTES // (_ROW_BYTES * max(1, vocab_size))))
 
 
 def embedding_use(spec: ModelSpec, header: Header) -> EmbeddingUse | None:

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from llmserve.engine.runtime import MAX_BATCH
 from llmserve.gguf.header import Header, ModelFiles
 from llmserve.gguf.reader import TensorInfo
 from llmserve.gguf.tensor_types import TYPES_BY_NAME
@@ -57,9 +58,9 @@ class ContextOptions(Struct, frozen=True, kw_only=True):
     `repacked_types` is what this machine repacks, see `repacked_types`.
     """
 
-    max_sequences: int = 16
-    max_outputs: int = 16
-    batch: int = 512
+    max_sequences: int
+    max_outputs: int
+    batch: int = MAX_BATCH
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
     mmap: bool = True
@@ -95,7 +96,7 @@ def estimate(
     model: ModelFiles,
     *,
     num_cells: int,
-    options: ContextOptions | None = None,
+    options: ContextOptions,
     embedding: EmbeddingUse | None = None,
 ) -> MemoryEstimate:
     """The memory that `model` takes with a context of `num_cells` KV cells.
@@ -104,7 +105,6 @@ def estimate(
     ModelFileError, naming the key, for a header that cannot be that of a model, and for cache
     types that do not fit its heads.
     """
-    options = options or ContextOptions()
     assert num_cells > 0, num_cells
     assert options.max_outputs >= options.max_sequences > 0, options
     hparams = read_hparams(model.header)
@@ -141,7 +141,7 @@ def largest_context(
     budget_bytes: int,
     *,
     max_cells: int,
-    options: ContextOptions | None = None,
+    options: ContextOptions,
     embedding: EmbeddingUse | None = None,
 ) -> int | None:
     """The most KV cells, a multiple of 256 and at most `max_cells`, that fit the budget.

@@ -32,6 +32,7 @@ from llmserve.errors import InvalidRequestError
 from tests.chat import templates
 from tests.chat.tools.understood import Understood, understand
 from tests.fakes import FakeRuntime, ScriptedRuntime
+from tests.policies import policy
 
 WEATHER_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -79,7 +80,7 @@ TEMPLATES = {
 
 def ask(runtime: FakeRuntime, request: Request) -> list[Event]:
     async def one() -> list[Event]:
-        engine = Engine("fake", runtime)
+        engine = Engine("fake", runtime, policy=policy())
         try:
             return [event async for event in engine.generate(request)]
         finally:

@@ -14,6 +14,7 @@ from llmserve.core import Event, FinishReason, Message, Mode, Request, SamplingP
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from tests.engine.input.test_answer_plan import calls, end, read
+from tests.policies import policy
 from tests.smollm2 import MODEL
 
 BOOK: dict[str, Any] = {
@@ -40,7 +41,9 @@ TOOLS = (Tool("book_room", None, json.dumps(BOOK)), NOW)
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[LlamaRuntime]:
-    loaded = LlamaRuntime(MODEL, LlamaParams(context_length=2048, max_sequences=4, num_threads=1))
+    loaded = LlamaRuntime(
+        MODEL, LlamaParams(context_length=2048, max_sequences=4, max_outputs=16, num_threads=1)
+    )
     yield loaded
     loaded.close()
 
@@ -74,7 +77,7 @@ def answers(runtime: LlamaRuntime) -> dict[str, list[Event]]:
         return [event async for event in engine.generate(request)]
 
     async def ask() -> dict[str, list[Event]]:
-        engine = Engine("real", runtime)
+        engine = Engine("real", runtime, policy=policy())
         try:
             found = await asyncio.gather(*(one(engine, r) for r in QUESTIONS.values()))
             return dict(zip(QUESTIONS, found, strict=True))

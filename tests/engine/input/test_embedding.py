@@ -15,7 +15,6 @@ from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 from llmserve.engine.engine import Engine
 from llmserve.engine.input import embedding
 from llmserve.engine.input.embedding import normalized
-from llmserve.engine.load_spec import Policy
 from llmserve.engine.runtime import EmbeddingLimits, InputChunk
 from llmserve.errors import (
     EngineError,
@@ -35,6 +34,7 @@ from tests.engine.test_engine import (
     until_decoding,
 )
 from tests.fakes import EOS, FakeRuntime, fake_vector
+from tests.policies import policy
 
 DIM = 8
 LIMITS = EmbeddingLimits(DIM, max_len=64, max_batch=32, max_inputs=4, num_cells=64)
@@ -245,7 +245,7 @@ def test_the_queue_is_bounded() -> None:
     async def test() -> None:
         gate = Gate()
         runtime = FakeRuntime(embedding=LIMITS, gate=gate.semaphore)
-        async with engine_on(runtime, Policy(max_queue=2)) as engine:
+        async with engine_on(runtime, policy(max_queue=2)) as engine:
             first = [asyncio.create_task(engine.embed(request(f"{i}"))) for i in range(6)]
             await settle(lambda: engine._num_embedding == 6)
             with pytest.raises(
@@ -289,7 +289,7 @@ def test_leaving_interrupts(limits: EmbeddingLimits) -> None:
 def test_the_end_of_the_model_is_told() -> None:
     async def test() -> None:
         runtime = FakeRuntime(embedding=LIMITS, gate=threading.Semaphore(0))
-        engine = Engine("fake", runtime)
+        engine = Engine("fake", runtime, policy=policy())
         tasks = [asyncio.create_task(engine.embed(request("x" * 60))) for _ in range(3)]
         await until_decoding(runtime)
         await engine.close()
@@ -323,7 +323,7 @@ def test_a_dead_worker_is_told() -> None:
             raise RuntimeError("a bug")
 
     async def test() -> None:
-        engine = Engine("fake", Dying(embedding=LIMITS))
+        engine = Engine("fake", Dying(embedding=LIMITS), policy=policy())
         with pytest.raises(EngineError, match="the engine failed"):
             await engine.embed(request("a"))
         assert not engine.is_alive

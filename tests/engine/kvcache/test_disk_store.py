@@ -18,6 +18,7 @@ from llmserve.engine.worker.worker import Worker
 from tests.engine.solo import answer_alone
 from tests.engine.worker.test_worker import Bench
 from tests.fakes import FakeRuntime
+from tests.policies import policy
 
 LONG = SamplingParams(temperature=0, ignore_eos=True)
 PREFIX = [n % 251 for n in range(300)]
@@ -271,7 +272,7 @@ class DiskBench(Bench):
             self._note,
             prefix_cache_bytes=1 << 20,
             disk=options(folder, stamp=stamp),
-            speculation=False,
+            policy=policy(speculation=False),
         )
         self.worker._kv.open()
 

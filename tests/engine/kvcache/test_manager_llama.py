@@ -22,6 +22,7 @@ from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.worker.test_worker import Bench
 from tests.fakes import FakeRuntime
+from tests.policies import policy
 from tests.smollm2 import MODEL
 from tests.tiny_models import write_gemma3, write_lfm2, write_llama, write_mamba
 
@@ -106,7 +107,9 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[LlamaRuntime]:
-    runtime = LlamaRuntime(MODEL, LlamaParams(context_length=1024, max_sequences=4, num_threads=1))
+    runtime = LlamaRuntime(
+        MODEL, LlamaParams(context_length=1024, max_sequences=4, max_outputs=16, num_threads=1)
+    )
     yield runtime
     runtime.close()
 
@@ -164,7 +167,10 @@ def test_a_state_of_another_model_is_refused(runtime: LlamaRuntime, tmp_path: Pa
     runtime.decode([Chunk(0, 0, [1, 2, 3], False)])
     state = runtime.save(0, 0, 3)
     runtime.trim(0, 0)
-    other = LlamaRuntime(write_llama(tmp_path / "tiny.gguf"), LlamaParams(context_length=256))
+    other = LlamaRuntime(
+        write_llama(tmp_path / "tiny.gguf"),
+        LlamaParams(context_length=256, max_sequences=16, max_outputs=16),
+    )
     try:
         with pytest.raises((OutOfCellsError, EngineError)):
             other.load(0, state, 3)
@@ -178,7 +184,9 @@ def test_a_state_of_another_model_is_refused(runtime: LlamaRuntime, tmp_path: Pa
 
 
 def test_preempted_sequences_go_on_from_what_was_parked() -> None:
-    small = LlamaRuntime(MODEL, LlamaParams(context_length=256, max_sequences=3, num_threads=1))
+    small = LlamaRuntime(
+        MODEL, LlamaParams(context_length=256, max_sequences=3, max_outputs=16, num_threads=1)
+    )
     try:
         prompts = [small.tokenize(f"{n} {TEXT[:40]}", add_special=True) for n in range(3)]
         bench = LlamaBench(small)
@@ -196,7 +204,9 @@ def test_preempted_sequences_go_on_from_what_was_parked() -> None:
 
 def test_a_window_is_cut_only_where_all_that_is_seen_is_there(tmp_path: Path) -> None:
     path = write_gemma3(tmp_path / "tiny.gguf", window=32)
-    runtime = LlamaRuntime(path, LlamaParams(context_length=512, max_sequences=2, num_threads=1))
+    runtime = LlamaRuntime(
+        path, LlamaParams(context_length=512, max_sequences=2, max_outputs=16, num_threads=1)
+    )
     tokens = random.Random(0).choices(range(3, 259), k=200)
     try:
         assert not runtime.limits.can_cut
@@ -231,7 +241,9 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
 def test_conversations_are_answered_as_without_a_cache(name: str, tmp_path: Path) -> None:
     write, arguments = ARCHITECTURES[name]
     path = write(tmp_path / "tiny.gguf", **arguments)
-    runtime = LlamaRuntime(path, LlamaParams(context_length=1024, max_sequences=4, num_threads=1))
+    runtime = LlamaRuntime(
+        path, LlamaParams(context_length=1024, max_sequences=4, max_outputs=16, num_threads=1)
+    )
     assert runtime.limits.can_cut == (name == "full attention")
     rng = random.Random(name)
     bench = LlamaBench(runtime)
@@ -261,7 +273,9 @@ def test_pinned_prompts_outlive_the_worker(name: str, tmp_path: Path) -> None:
     """A checkpoint at their very end, where the model cannot be cut."""
     write, arguments = ARCHITECTURES[name]
     path = write(tmp_path / "tiny.gguf", **arguments)
-    runtime = LlamaRuntime(path, LlamaParams(context_length=1024, max_sequences=4, num_threads=1))
+    runtime = LlamaRuntime(
+        path, LlamaParams(context_length=1024, max_sequences=4, max_outputs=16, num_threads=1)
+    )
     rng = random.Random(name)
     system = rng.choices(range(3, 259), k=150)
     prompts = [[*system, *rng.choices(range(3, 259), k=9)] for _ in range(2)]
@@ -274,7 +288,7 @@ def test_pinned_prompts_outlive_the_worker(name: str, tmp_path: Path) -> None:
                 bench._note,
                 prefix_cache_bytes=1 << 28,
                 pinned_disk=disk,
-                speculation=False,
+                policy=policy(speculation=False),
             )
             bench.worker._kv.open()
             bench.worker._pinning.open([Pin("it", system)])

@@ -36,7 +36,12 @@ def load(
 ) -> LlamaRuntime:
     embedding = EmbeddingParams(pooling, is_whole, max_len, max_batch, max_inputs=32)
     params = LlamaParams(
-        max_len, max_sequences=4, num_threads=2, embedding=embedding, generates=generates
+        max_len,
+        max_sequences=4,
+        max_outputs=16,
+        num_threads=2,
+        embedding=embedding,
+        generates=generates,
     )
     return LlamaRuntime(path, params)
 

@@ -49,12 +49,13 @@ from llmserve.engine.sampling.logprobs import sampled_logprob
 from llmserve.engine.structured.grammar import SCHEMA_OPTIONS
 from llmserve.engine.token_bounds import min_tokens
 from llmserve.errors import EngineError, ModelFileError
+from tests.policies import policy
 from tests.smollm2 import MODEL
 from tests.tiny_models import write_llama
 
 NUM_CELLS = 256
 # With two, each waits for the other at every step of the graph when the machine is busy.
-PARAMS = LlamaParams(context_length=NUM_CELLS, max_sequences=4, num_threads=1)
+PARAMS = LlamaParams(context_length=NUM_CELLS, max_sequences=4, max_outputs=16, num_threads=1)
 TEXTS = [
     "The capital of France is",
     "Once upon a time, in a small village by the sea,",
@@ -170,7 +171,7 @@ from llmserve.engine.llama import runtime as llama
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 process = psutil.Process()
 resident = [process.memory_info().rss]
-params = LlamaParams(context_length=256, num_threads=1)
+params = LlamaParams(context_length=256, max_sequences=16, max_outputs=16, num_threads=1)
 for _ in range(4):
     runtime = LlamaRuntime(Path(sys.argv[1]), params)
     loaded = process.memory_info().rss
@@ -595,7 +596,7 @@ def test_the_same_seed_gives_the_same_text_and_a_cancel_in_a_prefill_frees_all()
 
     async def main() -> None:
         runtime = LlamaRuntime(MODEL, PARAMS)
-        engine = Engine("smollm2", runtime)
+        engine = Engine("smollm2", runtime, policy=policy())
         try:
             first, end = await generate(engine, sampled)
             assert first

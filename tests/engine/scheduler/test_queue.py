@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import QueueReport, Waiting
 from llmserve.engine.scheduler.queue import Admission
 from llmserve.errors import QueueFullError
+from tests.policies import policy
 
 
 def queue_of(waits_s: list[float], newcomer_wait_s: float) -> QueueReport:
@@ -16,7 +16,7 @@ def queue_of(waits_s: list[float], newcomer_wait_s: float) -> QueueReport:
 
 
 def test_requests_are_counted_beyond_the_slots() -> None:
-    admission = Admission("m", 2, Policy(max_queue=3))
+    admission = Admission("m", 2, policy(max_queue=3))
     admission.update(queue_of([4.2, 7.0, 9.0], 12.0))
     admission.check_count(4)
     with pytest.raises(QueueFullError, match="2 requests at a time and 3 more") as caught:
@@ -28,7 +28,7 @@ def test_requests_are_counted_beyond_the_slots() -> None:
 
 
 def test_without_a_queue_it_is_the_next_slot() -> None:
-    admission = Admission("m", 1, Policy(max_queue=0))
+    admission = Admission("m", 1, policy(max_queue=0))
     admission.update(queue_of([], 33.3))
     with pytest.raises(QueueFullError) as caught:
         admission.check_count(1)
@@ -36,7 +36,7 @@ def test_without_a_queue_it_is_the_next_slot() -> None:
 
 
 def test_tokens_of_waiting_prompts_are_bounded() -> None:
-    admission = Admission("m", 2, Policy(max_queue_tokens=100))
+    admission = Admission("m", 2, policy(max_queue_tokens=100))
     admission.check_prompt(5000, must_wait=True)  # nothing waits: any prompt may
     for request_id in range(3):
         admission.join(request_id, 30)
@@ -55,7 +55,7 @@ def test_tokens_of_waiting_prompts_are_bounded() -> None:
 
 
 def test_who_would_wait_for_too_long_hears_it_at_once() -> None:
-    admission = Admission("m", 2, Policy(queue_timeout_s=30))
+    admission = Admission("m", 2, policy(queue_timeout_s=30))
     admission.update(queue_of([10.0], 41.0))
     with pytest.raises(QueueFullError, match=r"about 41\.0 s, longer than the 30 s") as caught:
         admission.check_prompt(1, must_wait=True)
@@ -67,7 +67,7 @@ def test_who_would_wait_for_too_long_hears_it_at_once() -> None:
 
 @given(st.lists(st.floats(0, 1e6), max_size=5).map(sorted), st.floats(0, 1e9), st.integers(3, 100))
 def test_a_retry_after_is_sane(waits_s: list[float], newcomer_s: float, num_active: int) -> None:
-    admission = Admission("m", 1, Policy(max_queue=2))
+    admission = Admission("m", 1, policy(max_queue=2))
     admission.update(queue_of(waits_s, newcomer_s))
     with pytest.raises(QueueFullError) as caught:
         admission.check_count(num_active)

@@ -9,14 +9,14 @@ import pytest
 from llmserve.core import Delta, Finished, Mode, Request, SamplingParams
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
-from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import StepStats
 from llmserve.engine.runtime import Chunk, Logits
 from llmserve.engine.scheduler.scheduler import MIN_PROGRESS, Limits, Outlook, Work, plan_work
 from llmserve.engine.scheduler.sequence import Sequence as EngineSequence
+from tests.policies import policy
 from tests.smollm2 import MODEL
 
-PARAMS = LlamaParams(context_length=1024, max_sequences=4, num_threads=1)
+PARAMS = LlamaParams(context_length=1024, max_sequences=4, max_outputs=16, num_threads=1)
 TARGET_ITL_S = 0.15
 HOT = SamplingParams(temperature=1.0, ignore_eos=True)
 
@@ -37,8 +37,7 @@ class Recording(LlamaRuntime):
 
 @contextlib.asynccontextmanager
 async def engine_on(runtime: LlamaRuntime, stats: list[StepStats]) -> AsyncIterator[Engine]:
-    policy = Policy(target_itl_s=TARGET_ITL_S)
-    engine = Engine("real", runtime, policy=policy, on_step=stats.append)
+    engine = Engine("real", runtime, policy=policy(target_itl_s=TARGET_ITL_S), on_step=stats.append)
     try:
         yield engine
     finally:

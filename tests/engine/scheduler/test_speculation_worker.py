@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, Mode, Request, SamplingParams
 from llmserve.engine.engine import Engine
-from llmserve.engine.load_spec import Policy
 from llmserve.engine.output.text import TextStream
 from llmserve.engine.runtime import Logits
 from llmserve.engine.sampling.sampler import Sampler
@@ -23,6 +22,7 @@ from llmserve.engine.structured.masks import StepMasks
 from llmserve.engine.worker.postprocess import advance
 from tests.engine.solo import GREEDY
 from tests.fakes import EOS, FakeRuntime
+from tests.policies import policy
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 PERIOD = 12
@@ -54,8 +54,7 @@ class Answer:
 
 @contextlib.asynccontextmanager
 async def engine_on(runtime: FakeRuntime, *, speculation: bool) -> AsyncIterator[Engine]:
-    policy = Policy(max_queue=1000, speculation=speculation)
-    engine = Engine("fake", runtime, policy=policy)
+    engine = Engine("fake", runtime, policy=policy(max_queue=1000, speculation=speculation))
     try:
         yield engine
     finally:

@@ -24,7 +24,6 @@ from llmserve.core import (
     SamplingParams,
 )
 from llmserve.engine.engine import Engine
-from llmserve.engine.load_spec import Policy
 from llmserve.engine.structured import compiler as module
 from llmserve.engine.structured.compiler import Compiler
 from llmserve.engine.structured.grammar import field_of
@@ -32,6 +31,7 @@ from llmserve.engine.structured.masks import MaskFiller
 from llmserve.errors import EngineError, InvalidRequestError
 from tests.engine.structured.schemas import Schema, is_valid, schemas
 from tests.fakes import EOS, FakeRuntime
+from tests.policies import policy
 
 DATE = Constraint("regex", r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 HOT = SamplingParams(temperature=1)
@@ -47,7 +47,7 @@ def compiler() -> Compiler:
 
 @contextlib.asynccontextmanager
 async def engine_on(runtime: FakeRuntime) -> AsyncIterator[Engine]:
-    engine = Engine("fake", runtime, policy=Policy(max_queue=100))
+    engine = Engine("fake", runtime, policy=policy(max_queue=100))
     try:
         yield engine
         assert engine._compiling.compiler._ready == {}

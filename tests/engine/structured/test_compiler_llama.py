@@ -11,8 +11,8 @@ import pytest
 from llmserve.core import Constraint, Delta, Finished, FinishReason, Mode, Request, SamplingParams
 from llmserve.engine.engine import Engine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
-from llmserve.engine.load_spec import Policy
 from tests.engine.structured.schemas import is_valid
+from tests.policies import policy
 from tests.smollm2 import MODEL
 
 PERSON: dict[str, Any] = {
@@ -36,7 +36,7 @@ DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[LlamaRuntime]:
-    params = LlamaParams(context_length=2048, max_sequences=16, num_threads=1)
+    params = LlamaParams(context_length=2048, max_sequences=16, max_outputs=16, num_threads=1)
     loaded = LlamaRuntime(MODEL, params)
     yield loaded
     loaded.close()
@@ -55,7 +55,7 @@ def answers(runtime: LlamaRuntime) -> "dict[str, tuple[str, Finished]]":
         return text, event
 
     async def ask() -> dict[str, tuple[str, Finished]]:
-        engine = Engine("real", runtime, policy=Policy(max_queue=100))
+        engine = Engine("real", runtime, policy=policy(max_queue=100))
         try:
             found = await asyncio.gather(*(one(engine, r) for r in QUESTIONS.values()))
             return dict(zip(QUESTIONS, found, strict=True))

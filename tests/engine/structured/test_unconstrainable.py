@@ -18,7 +18,9 @@ def test_a_constraint_is_refused_by_its_name(tmp_path: Path) -> None:
     nothing = strings_or_numbers(b"tokenizer.ggml.token_type", INT32, [0] * 320)
     path = tmp_path / "odd.gguf"
     path.write_bytes(model.put(nothing).encode())
-    runtime = LlamaRuntime(path, LlamaParams(context_length=256, num_threads=1))
+    runtime = LlamaRuntime(
+        path, LlamaParams(context_length=256, max_sequences=16, max_outputs=16, num_threads=1)
+    )
     try:
         compiler = Compiler(runtime.grammar_tokenizer)
         with pytest.raises(InvalidRequestError, match="vocabulary of this model") as caught:

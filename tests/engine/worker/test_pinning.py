@@ -24,6 +24,7 @@ from llmserve.engine.worker.worker import Worker
 from tests.engine.solo import answer_alone
 from tests.engine.worker.test_worker import Bench
 from tests.fakes import TEMPLATE, FakeRuntime
+from tests.policies import policy
 from tests.serving import wait_until
 
 LONG = SamplingParams(temperature=0, ignore_eos=True)
@@ -49,7 +50,11 @@ class PinBench(Bench):
         super().__init__(runtime)
         disk = DiskOptions(folder, 1 << 20, "this") if folder else None
         self.worker = Worker(
-            runtime, self._note, prefix_cache_bytes=cache, speculation=False, pinned_disk=disk
+            runtime,
+            self._note,
+            prefix_cache_bytes=cache,
+            policy=policy(speculation=False),
+            pinned_disk=disk,
         )
         self.worker._kv.open()
         self.worker._pinning.open(
@@ -204,7 +209,7 @@ def test_a_request_interrupts_a_step(tmp_path: Path) -> None:
 
     disk = DiskOptions(tmp_path / "it", 1 << 20, "this")
     worker = bench.worker = Worker(
-        runtime, note, prefix_cache_bytes=1 << 20, pins=pins, pinned_disk=disk
+        runtime, note, policy=policy(), prefix_cache_bytes=1 << 20, pins=pins, pinned_disk=disk
     )
     thread = ModelThread("worker")
     worker.start(thread)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.solo import GREEDY, Answer, answer_alone
 from tests.fakes import FakeRuntime, reference_greedy
+from tests.policies import policy
 
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 
@@ -47,19 +49,19 @@ class Bench:
         runtime: FakeRuntime,
         *,
         prefix_cache_bytes: int = 1 << 20,
-        target_itl_s: float = 0.15,
-        queue_timeout_s: float | None = None,
         speculation: bool = False,
+        **shares: Any,
     ) -> None:
-        """Without `speculation` each token is computed once, which can be counted."""
+        """Without `speculation` each token is computed once, which can be counted.
+
+        `shares` is the rest of the policy.
+        """
         self.runtime = runtime
         self.worker = Worker(
             runtime,
             self._note,
             prefix_cache_bytes=prefix_cache_bytes,
-            target_itl_s=target_itl_s,
-            queue_timeout_s=queue_timeout_s,
-            speculation=speculation,
+            policy=policy(speculation=speculation, **shares),
         )
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[SampledLogprob]] = {}
@@ -774,7 +776,7 @@ def test_who_enters_is_told_before_the_step_is_computed() -> None:
 
 def test_a_step_is_one_report() -> None:
     reports: list[Report] = []
-    worker = Worker(FakeRuntime(), reports.append)
+    worker = Worker(FakeRuntime(), reports.append, policy=policy())
     for n in range(3):
         worker.submit(Submit(n, [n], 10, GREEDY, (), 0, 0.0))
     assert worker._drain()

@@ -9,10 +9,11 @@ from llmserve.errors import ConfigError, ModelFileError
 from llmserve.gguf.header import Header, ModelFiles
 from llmserve.gguf.reader import read_contents
 from llmserve.gguf.validate import check_servable
-from llmserve.pool.memory.estimate import estimate
+from llmserve.pool.memory.estimate import ContextOptions, estimate
 from tests.fuzz.targets.common import check_words
 
 NUM_CELLS = 512
+OPTIONS = ContextOptions(max_sequences=16, max_outputs=16)
 
 
 class _Watched(io.BytesIO):
@@ -44,7 +45,7 @@ def check_gguf(data: bytes) -> None:
             getattr(header, name)
         model = ModelFiles((header,))
         check_servable(model)
-        needed = estimate(model, num_cells=NUM_CELLS)
+        needed = estimate(model, num_cells=NUM_CELLS, options=OPTIONS)
         assert needed.weights_bytes >= 0
         assert needed.total_bytes < 1 << 80, "a number for people"
     except ModelFileError as error:

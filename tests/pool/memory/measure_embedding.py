@@ -36,6 +36,7 @@ def main() -> None:
         LlamaParams(
             context_length=placement.context_length,
             max_sequences=placement.max_sequences,
+            max_outputs=placement.max_outputs,
             num_threads=2,
             embedding=placement.embedding,
             generates=placement.generates,

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmserve.errors import ModelFileError
 from llmserve.gguf.header import Header, ModelFiles
@@ -36,6 +37,12 @@ MAMBA: dict[str, Value] = {
     "ssm.state_size": 16,
 }
 
+OPTIONS = ContextOptions(max_sequences=16, max_outputs=16)
+
+
+def options_with(**changes: Any) -> ContextOptions:
+    return replace(OPTIONS, **changes)
+
 
 def _header(
     architecture: str, settings: dict[str, Any], tensors: tuple[TensorInfo, ...] = ()
@@ -53,7 +60,7 @@ def _model(architecture: str = "llama", /, **settings: Any) -> ModelFiles:
 
 
 def _kv_bytes(model: ModelFiles, num_cells: int = 4096, **options: Any) -> int:
-    return estimate(model, num_cells=num_cells, options=ContextOptions(**options)).kv_bytes
+    return estimate(model, num_cells=num_cells, options=options_with(**options)).kv_bytes
 
 
 # --- caches -------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ VECTOR = 256 * F32
 def _estimate_weights(*rows: tuple[str, tuple[int, ...], str], **options: Any) -> MemoryEstimate:
     model = ModelFiles((_header("llama", LLAMA, _tensors(*rows)),))
     defaults: dict[str, Any] = {"repacked_types": frozenset({"q4_0"})}
-    return estimate(model, num_cells=256, options=ContextOptions(**(defaults | options)))
+    return estimate(model, num_cells=256, options=options_with(**(defaults | options)))
 
 
 ROWS = (
@@ -278,8 +285,8 @@ def test_only_matrices_of_whole_row_groups_are_repacked() -> None:
 
 def test_all_parts_of_a_split_model_count() -> None:
     header = _header("llama", LLAMA, _tensors(*ROWS))
-    one = estimate(ModelFiles((header,)), num_cells=256)
-    two = estimate(ModelFiles((header, header)), num_cells=256)
+    one = estimate(ModelFiles((header,)), num_cells=256, options=OPTIONS)
+    two = estimate(ModelFiles((header, header)), num_cells=256, options=OPTIONS)
     assert two.weights_bytes == 2 * one.weights_bytes
     assert two.kv_bytes == one.kv_bytes
 
@@ -307,7 +314,7 @@ def test_what_an_arm_build_repacks() -> None:
 
 
 def _compute_bytes(model: ModelFiles, num_cells: int = 4096, **options: Any) -> int:
-    return estimate(model, num_cells=num_cells, options=ContextOptions(**options)).compute_bytes
+    return estimate(model, num_cells=num_cells, options=options_with(**options)).compute_bytes
 
 
 def test_the_attention_mask_grows_with_cells() -> None:
@@ -345,22 +352,22 @@ def test_the_largest_context_is_the_largest_that_fits(
     budget_bytes: int, max_cells: int, architecture: str
 ) -> None:
     model = _model(architecture)
-    cells = largest_context(model, budget_bytes, max_cells=max_cells)
-    needed = estimate(model, num_cells=cells or 256).total_bytes
+    cells = largest_context(model, budget_bytes, max_cells=max_cells, options=OPTIONS)
+    needed = estimate(model, num_cells=cells or 256, options=OPTIONS).total_bytes
     assert (needed <= budget_bytes) == (cells is not None)
     if cells is None:
         return
     assert cells % 256 == 0
     assert cells <= max_cells
     if cells + 256 <= max_cells:
-        assert estimate(model, num_cells=cells + 256).total_bytes > budget_bytes
+        assert estimate(model, num_cells=cells + 256, options=OPTIONS).total_bytes > budget_bytes
 
 
 @given(few=st.integers(1, 1 << 17), more=st.integers(0, 1 << 17))
 def test_more_cells_never_take_less(few: int, more: int) -> None:
     model = _model("gemma2")
-    less = estimate(model, num_cells=few).total_bytes
-    assert less <= estimate(model, num_cells=few + more).total_bytes
+    less = estimate(model, num_cells=few, options=OPTIONS).total_bytes
+    assert less <= estimate(model, num_cells=few + more, options=OPTIONS).total_bytes
 
 
 # --- implausible headers ------------------------------------------------------------------------
@@ -389,13 +396,13 @@ def test_implausible_headers_are_refused_by_key(settings: dict[str, Any], reason
     if "vocab_size" in settings:
         del model.header.metadata["tokenizer.ggml.tokens"]  # which would take precedence
     with pytest.raises(ModelFileError, match=reason):
-        estimate(model, num_cells=256)
+        estimate(model, num_cells=256, options=OPTIONS)
 
 
 def test_a_missing_setting_is_named() -> None:
     model = ModelFiles((_header("llama", {}),))
     with pytest.raises(ModelFileError, match=r"llama\.block_count: expected a number, found no"):
-        estimate(model, num_cells=256)
+        estimate(model, num_cells=256, options=OPTIONS)
 
 
 _NUMBERS = st.one_of(st.integers(-1, 600), st.integers(-(2**63), 2**64 - 1), st.booleans())
@@ -430,7 +437,7 @@ _ARCHITECTURES = st.sampled_from(
 def test_any_header_is_estimated_or_refused(architecture: str, lies: dict[str, Any]) -> None:
     model = ModelFiles((_header(architecture, LLAMA | MAMBA | lies),))
     try:
-        result = estimate(model, num_cells=4096)
+        result = estimate(model, num_cells=4096, options=OPTIONS)
     except ModelFileError:
         return
     assert result.kv_bytes >= 0

@@ -46,7 +46,7 @@ def _measure(path: Path, num_cells: int, how: str, *options: str) -> tuple[int, 
 
 def _check(path: Path, num_cells: int) -> None:
     growth_bytes, repacked = _measure(path, num_cells, "measure_growth")
-    options = ContextOptions(repacked_types=repacked)
+    options = ContextOptions(max_sequences=16, max_outputs=16, repacked_types=repacked)
     estimated = estimate(read_model(path), num_cells=num_cells, options=options)
     _compare(path, num_cells, estimated, growth_bytes)
 
@@ -58,7 +58,7 @@ def _check_embedding(path: Path, max_len: int, pooling: Pooling | None = None) -
     estimated = estimate(
         model,
         num_cells=max_len,
-        options=ContextOptions(repacked_types=repacked),
+        options=ContextOptions(max_sequences=16, max_outputs=16, repacked_types=repacked),
         embedding=embedding_use(ModelSpec(pooling=pooling), model.header),
     )
     _compare(path, max_len, estimated, growth_bytes)
