@@ -26,9 +26,9 @@ from llmserve.config.load import load_config
 from llmserve.config.schema import Config, ModelSpec, ServerConfig
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
+from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.loader import observers, policy
 from llmserve.pool.model import State
-from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.remote.protocol import Bounds
@@ -204,13 +204,13 @@ class FakeService:
             tracing=self.tracing,
         )
 
-    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
-        return Placement(context_length=4096, max_sequences=4, size_bytes=1000)
+    async def plan(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> LoadPlan:
+        return LoadPlan(context_length=4096, max_sequences=4, size_bytes=1000)
 
     def drop(self, spec: ModelSpec) -> None:
         pass
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Engine:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Engine:
         await asyncio.to_thread(self.load_gate.wait)
         if self.load_error:
             raise self.load_error

@@ -26,9 +26,9 @@ from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import EngineCrashedError, ModelQuarantinedError, RequestLostError
 from llmserve.gateway import Gateway
 from llmserve.pool import model as pool_model
+from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
-from llmserve.pool.placement import Placement
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 from llmserve.process.launcher import ProcessOpener
@@ -65,13 +65,13 @@ class Loader:
         self._path = script.write(folder / "model")
         self.engines: list[Any] = []
 
-    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
-        return Placement(context_length=256, max_sequences=1, size_bytes=1)
+    async def plan(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> LoadPlan:
+        return LoadPlan(context_length=256, max_sequences=1, size_bytes=1)
 
     def drop(self, spec: ModelSpec) -> None:
         pass
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
         engine = await open_child(self._path)
         self.engines.append(engine)
         return engine

@@ -1,4 +1,4 @@
-"""Who may load now: loads wait for memory in the order they were asked for."""
+"""Which load may begin: loads wait for memory in the order they were asked for."""
 
 import asyncio
 from collections import deque
@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from llmserve.pool.errors import insufficient
-from llmserve.pool.eviction import Resident, Use, choose_evictions
+from llmserve.pool.eviction import Residency, Resident, choose_evictions
 from llmserve.pool.model import Model, State
 
 
 class AbandonedError(Exception):
-    """Nobody waits any longer for a load that holds up the users of busy models."""
+    """No request waits any longer for a load that holds up the requests to busy models."""
 
 
 class _Waiting(NamedTuple):
@@ -19,7 +19,7 @@ class _Waiting(NamedTuple):
     admission: "asyncio.Future[None]"
 
 
-class Room:
+class MemoryAdmission:
     """The memory budget, and the queue before it."""
 
     def __init__(self, budget_bytes: Callable[[int], int], models: Callable[[], Collection[Model]]):
@@ -41,7 +41,7 @@ class Room:
     @property
     def largest_bytes(self) -> int:
         """What a model could have if all but the pinned ones left."""
-        pinned = sum(r.size_bytes for r in self._residents() if r.use is Use.PINNED)
+        pinned = sum(r.size_bytes for r in self._residents() if r.residency is Residency.PINNED)
         return self.budget_bytes - pinned
 
     def join(self, model: Model) -> "asyncio.Future[None]":
@@ -54,7 +54,7 @@ class Room:
         self._queue.clear()
 
     def admit(self) -> list[Model]:
-        """Admit waiting loads in their order. Returns who has to leave for the first that waits."""
+        """Admit loads in their order. Returns what must leave for the first that waits."""
         draining: set[Model] = set()
         evicted: list[Model] = []
         while self._queue:
@@ -82,7 +82,7 @@ class Room:
 
     def _residents(self) -> list[Resident[Model]]:
         return [
-            Resident(model, model.size_bytes, model.last_used_s, model.use)
+            Resident(model, model.size_bytes, model.last_used_s, model.residency)
             for model in self._admitted
         ]
 

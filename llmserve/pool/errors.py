@@ -1,4 +1,4 @@
-"""What those are told who cannot have a model now."""
+"""What a request is told that cannot have its model now."""
 
 import logging
 import math

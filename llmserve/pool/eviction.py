@@ -2,7 +2,7 @@
 
 Idle models go first, least recently used first. If they do not suffice, the load waits until
 busy models, again the least recently used, have finished what they are doing. Nothing is given up
-that does not help: a model that cannot fit anyway evicts nobody.
+that does not help: a model that cannot fit anyway evicts none.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 Key = TypeVar("Key")
 
 
-class Use(StrEnum):
+class Residency(StrEnum):
     """What stands between a resident model and its eviction."""
 
     IDLE = "idle"
@@ -25,7 +25,7 @@ class Resident(NamedTuple, Generic[Key]):
     key: Key
     size_bytes: int
     last_used_s: float
-    use: Use
+    residency: Residency
 
 
 class Decision(NamedTuple, Generic[Key]):
@@ -45,9 +45,9 @@ def choose_evictions(
     missing = need_bytes + sum(r.size_bytes for r in oldest_first) - budget_bytes
     if missing <= 0:
         return Decision(can_load=True)
-    missing -= sum(r.size_bytes for r in oldest_first if r.use is Use.LEAVING)
-    evict, missing = _take((r for r in oldest_first if r.use is Use.IDLE), missing)
-    drain, missing = _take((r for r in oldest_first if r.use is Use.BUSY), missing)
+    missing -= sum(r.size_bytes for r in oldest_first if r.residency is Residency.LEAVING)
+    evict, missing = _take((r for r in oldest_first if r.residency is Residency.IDLE), missing)
+    drain, missing = _take((r for r in oldest_first if r.residency is Residency.BUSY), missing)
     if missing > 0:
         return Decision(never=True)
     return Decision(evict=evict, drain=drain)

@@ -18,8 +18,8 @@ from llmserve.engine.runtime import LlamaParams
 from llmserve.engine.thread import ModelThread
 from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.hub.locate import locate_all, obtain
+from llmserve.pool.load_plan import LoadPlan, plan_load
 from llmserve.pool.memory.estimate import repacked_types
-from llmserve.pool.placement import Placement, place
 from llmserve.pool.progress import DownloadProgress, Progress
 from llmserve.telemetry.metrics import Metrics
 
@@ -69,7 +69,7 @@ class EngineLoader:
         self._prefix_cache_disk_bytes = prefix_cache_disk_bytes
         self._pinned_dir = pinned_dir
 
-    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
+    async def plan(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> LoadPlan:
         """Reads and validates the file's header, off the event loop. Raises `ModelFileError`.
 
         Downloads a file that is not on disk first, if the config allows it.
@@ -80,10 +80,8 @@ class EngineLoader:
             self._opener.machine(spec.name), asyncio.to_thread(_model, path)
         )
         types = repacked_types(machine.system_info)
-        placement = await asyncio.to_thread(
-            place, spec, model, budget_bytes - overhead_bytes, types
-        )
-        return replace(placement, size_bytes=placement.size_bytes + overhead_bytes)
+        plan = await asyncio.to_thread(plan_load, spec, model, budget_bytes - overhead_bytes, types)
+        return replace(plan, size_bytes=plan.size_bytes + overhead_bytes)
 
     async def _obtain(self, spec: ModelSpec, progress: Progress) -> Path:
         # A thread of its own, and a daemon: shutting down waits for no download.
@@ -100,16 +98,16 @@ class EngineLoader:
     def drop(self, spec: ModelSpec) -> None:
         self._opener.drop(spec.name)
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
         """Raises `ModelFileError`, `EngineError` or `EngineCrashedError`."""
         return await self._opener.open(
-            self._order(spec, placement),
+            self._order(spec, plan),
             progress,
             stall_timeout_s=float(spec.stall_timeout),
             **observers(spec.name, self._metrics),
         )
 
-    def _order(self, spec: ModelSpec, placement: Placement) -> Order:
+    def _order(self, spec: ModelSpec, plan: LoadPlan) -> Order:
         files = tuple(map(os.fsencode, locate_all(spec)))
         pinned_folder = _folder_in(self._pinned_dir, spec)
         if not spec.pinned_prompts and not (pinned_folder and os.path.exists(pinned_folder)):
@@ -118,16 +116,16 @@ class EngineLoader:
             name=spec.name,
             path=files[0],
             params=LlamaParams(
-                context_length=placement.context_length,
-                max_sequences=placement.max_sequences,
-                max_outputs=placement.max_outputs,
+                context_length=plan.context_length,
+                max_sequences=plan.max_sequences,
+                max_outputs=plan.max_outputs,
                 num_threads=spec.threads,
-                embedding=placement.embedding,
-                generates=placement.generates,
+                embedding=plan.embedding,
+                generates=plan.generates,
             ),
             policy=policy(spec),
             default_mode=spec.default_mode,
-            prefix_cache_bytes=int(placement.prefix_cache_bytes),
+            prefix_cache_bytes=int(plan.prefix_cache_bytes),
             disk=DiskOrder(
                 files,
                 int(self._prefix_cache_disk_bytes),

@@ -9,15 +9,15 @@ from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Crash, Facade
 from llmserve.errors import LlmserveError
 from llmserve.hub.locate import Stamp
-from llmserve.pool.eviction import Use
-from llmserve.pool.placement import Placement
+from llmserve.pool.eviction import Residency
+from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.progress import Progress
 
 log = logging.getLogger(__name__)
 MAX_IN_ROW = 3
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
-STEADY_S = 300.0  # who has lived so long dies of something else than last time
+STEADY_S = 300.0  # a process that lived so long died of something else than the last one
 
 
 class State(StrEnum):
@@ -37,16 +37,16 @@ class Model:
         self.state = State.COLD
         self.engine: Facade | None = None  # while READY
         self.error: LlmserveError | None = None  # while FAILED or QUARANTINED
-        self.placement: Placement | None = None  # how it is, or was last, loaded
+        self.plan: LoadPlan | None = None  # how it is, or was last, loaded
         self.progress = Progress()  # while LOADING
         self.restarts = Restarts()
         self.crash_message = ""  # of the last one
         self.log_lines: tuple[str, ...] = ()  # the last ones of a process that died
         self.file_stamp: Stamp | None = None  # of the files that are in quarantine
-        self.num_leases = 0  # who holds the engine, or waits for the load under way
+        self.num_leases = 0  # requests that hold the engine, or wait for the load under way
         self.last_used_s = 0.0  # unix time
         self.is_admitted = False  # its memory is counted
-        self.is_missed = False  # it crashed while it was needed
+        self.is_wanted_after_crash = False  # it crashed while it was needed: load it again
         self.is_draining = False  # to be evicted once idle
         self.is_retired = False  # no longer in the config
         self.task: asyncio.Task[None] | None = None  # the load or unload under way
@@ -74,7 +74,7 @@ class Model:
     @property
     def size_bytes(self) -> int:
         """The memory it takes, or last took; 0 if that is not known yet."""
-        return self.placement.size_bytes if self.placement else 0
+        return self.plan.size_bytes if self.plan else 0
 
     @property
     def keep_alive_s(self) -> float | None:
@@ -82,12 +82,23 @@ class Model:
         return None if self.spec.pinned else self.spec.keep_alive
 
     @property
-    def use(self) -> Use:
+    def residency(self) -> Residency:
         if self.state is State.UNLOADING:
-            return Use.LEAVING
+            return Residency.LEAVING
         if self.spec.pinned and not self.is_retired:
-            return Use.PINNED
-        return Use.IDLE if self.state is State.READY and not self.num_leases else Use.BUSY
+            return Residency.PINNED
+        return (
+            Residency.IDLE if self.state is State.READY and not self.num_leases else Residency.BUSY
+        )
+
+    def check_integrity(self) -> None:
+        """Assert what holds between two changes; for tests."""
+        is_loaded = self.state in (State.READY, State.UNLOADING)
+        assert (self.engine is not None) == is_loaded
+        assert (self.error is not None) == (self.state in (State.FAILED, State.QUARANTINED))
+        assert (self.task is not None) == (self.state in (State.LOADING, State.UNLOADING))
+        assert self.is_admitted or not is_loaded
+        assert not (self.num_leases and self.state is State.COLD)
 
 
 class Restarts:
@@ -117,6 +128,6 @@ class Restarts:
         return self.num_in_row >= MAX_IN_ROW
 
     def forgive(self) -> None:
-        """Somebody has changed something."""
+        """Its file or its settings have changed, or it was asked for."""
         self.num_in_row = 0
         self.not_before_s = 0.0

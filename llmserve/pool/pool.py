@@ -1,12 +1,12 @@
 """The loaded models. Everything here runs on the event loop, so the state has one writer.
 
-A model is loaded when it is first wanted, and everybody who wants it meanwhile joins that load.
+A model is loaded when it is first wanted, and requests that want it meanwhile join that load.
 Loads are admitted to memory in the order they were asked for; two that fit load side by side.
 Invariants (`check_integrity`):
 
 - all that is resident or being loaded fits the budget that its admission saw
-- a model that somebody holds or waits for is never evicted; a draining one takes no new holders,
-  so that requests for one model cannot starve the load of another
+- a model that is leased or waited for is never evicted; a draining one gives no new leases, so
+  that requests for one model cannot starve the load of another
 """
 
 import asyncio
@@ -29,14 +29,11 @@ from llmserve.errors import (
     shutting_down,
 )
 from llmserve.hub.locate import stamp
-from llmserve.pool.admission import AbandonedError, Room
-from llmserve.pool.errors import (
-    as_unavailable,
-    quarantined,
-    still_loading,
-)
+from llmserve.pool.admission import AbandonedError, MemoryAdmission
+from llmserve.pool.changes import Changes
+from llmserve.pool.errors import as_unavailable, quarantined, still_loading
+from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.model import Model, State
-from llmserve.pool.placement import Placement
 from llmserve.pool.progress import FIRST_LINE_S, Progress, told
 
 log = logging.getLogger(__name__)
@@ -45,16 +42,16 @@ log = logging.getLogger(__name__)
 class Loader(Protocol):
     """How models come to be: `pool/loader.py` with llama.cpp, fakes in tests."""
 
-    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
+    async def plan(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> LoadPlan:
         """How to load `spec` if it had all of the budget. Raises `LlmserveError`.
 
         May be cancelled, and then returns at once.
         """
 
     def drop(self, spec: ModelSpec) -> None:
-        """What was placed is not going to be loaded. Fine if nothing was placed."""
+        """What was planned is not going to be loaded. Fine if nothing was planned."""
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
         """A ready engine. Raises `LlmserveError`."""
 
 
@@ -82,12 +79,12 @@ class Pool:
         self._give_back = give_back
         self._count_crash = count_crash
         self._models: dict[ModelSpec, Model] = {}
-        self._room = Room(budget_bytes, self._models.values)
-        self._changed = asyncio.Event()  # set, and replaced, whenever something changed
+        self._memory = MemoryAdmission(budget_bytes, self._models.values)
+        self._changes = Changes()
         self._is_closed = False
         self._preloading: set[asyncio.Task[None]] = set()  # held, or they could be collected
 
-    # -- for those who use models -----------------------------------------------------------
+    # -- for requests and commands ----------------------------------------------------------
 
     @asynccontextmanager
     async def lease(self, spec: ModelSpec) -> AsyncIterator[Facade]:
@@ -110,7 +107,7 @@ class Pool:
             self._on_change()
 
     def preload(self, spec: ModelSpec) -> None:
-        """Start loading without waiting; a failure is logged, and told to who asks next."""
+        """Start loading without waiting; a failure is logged, and raised for the next lease."""
         task = asyncio.create_task(self._preload(spec), name=f"preload-{spec.name}")
         self._preloading.add(task)
         task.add_done_callback(self._preloading.discard)
@@ -121,7 +118,7 @@ class Pool:
                 pass
 
     async def unload(self, spec: ModelSpec) -> None:
-        """Give the model's memory back. Raises `ModelBusyError` while somebody needs it."""
+        """Give the model's memory back. Raises `ModelBusyError` while it is needed."""
         model = self._model(spec)
         if model.num_leases or model.state is State.LOADING:
             doing = f"answering {model.num_leases} requests" if model.num_leases else "loading"
@@ -148,7 +145,7 @@ class Pool:
             model.progress.cancel()
             if model.task and not model.is_admitted:
                 model.task.cancel()  # it waits for a download or for memory
-        self._room.clear()
+        self._memory.clear()
         self._on_change()
         while tasks := [m.task for m in self._models.values() if m.task]:
             await asyncio.wait(tasks)
@@ -173,7 +170,7 @@ class Pool:
                     continue
             if not model.is_draining and model.state is not State.UNLOADING:
                 return model
-            await self._next_change(deadline_s - time.monotonic())
+            await self._changes.next(deadline_s - time.monotonic())
             if time.monotonic() >= deadline_s:
                 raise still_loading(model, time.monotonic())
 
@@ -192,7 +189,7 @@ class Pool:
                 raise still_loading(model, time.monotonic())
         if model.error:
             raise copy.copy(model.error)  # many may raise it, each with its own traceback
-        if model.engine is None:  # its process was dead before anybody could use it
+        if model.engine is None:  # its process was dead before it could be used
             raise RequestLostError(model.crash_message, retry_after_s=1)
         return model.engine
 
@@ -232,7 +229,7 @@ class Pool:
         while True:
             while (pause_s := model.restarts.not_before_s - time.monotonic()) > 0:
                 model.progress.begin("waiting after a crash")
-                await self._next_change(pause_s)
+                await self._changes.next(pause_s)
             try:
                 return await self._make_engine(model)
             except EngineCrashedError as error:
@@ -246,20 +243,16 @@ class Pool:
 
     async def _make_engine(self, model: Model) -> Facade:
         spec, progress = model.spec, model.progress
-        model.placement = await self._loader.place(spec, self._room.largest_bytes, progress)
+        model.plan = await self._loader.plan(spec, self._memory.largest_bytes, progress)
         progress.begin("waiting for memory")
-        await self._admission(model)
-        log.info("loading %s from %s: %s", spec.name, spec.source, model.placement)
-        progress.begin("loading")
-        return await self._loader.load(spec, model.placement, progress)
-
-    async def _admission(self, model: Model) -> None:
-        """Wait for room in memory. Raises `InsufficientMemoryError` if there can be none."""
         if self._is_closed:
             raise shutting_down()
-        admission = self._room.join(model)
+        admission = self._memory.join(model)
         self._on_change()
         await admission
+        log.info("loading %s from %s: %s", spec.name, spec.source, model.plan)
+        progress.begin("loading")
+        return await self._loader.load(spec, model.plan, progress)
 
     # -- unloading --------------------------------------------------------------------------
 
@@ -278,19 +271,19 @@ class Pool:
         model.task = None
         if model.restarts.is_over and not self._is_closed:
             model.quarantine(quarantined(model), stamp(model.spec))
-        elif model.is_missed:
+        elif model.is_wanted_after_crash:
             self.preload(model.spec)
-        model.is_missed = False
+        model.is_wanted_after_crash = False
         self._on_change()
 
     # -- crashing ---------------------------------------------------------------------------
 
     def _on_crash(self, model: Model, crash: Crash) -> None:
-        """Its process has died. Who waits for it loads it again; so does who will ask at once."""
+        """Its process has died. Requests that wait for it load it again, as do those to come."""
         model.note_crash(crash)
         self._count_crash(model.spec.name)
         if model.state is State.READY:
-            model.is_missed = bool(model.num_leases) or model.spec.pinned
+            model.is_wanted_after_crash = bool(model.num_leases) or model.spec.pinned
             self._start_unload(model)
 
     def forgive(self, spec: ModelSpec) -> None:
@@ -301,21 +294,12 @@ class Pool:
     # -- deciding ---------------------------------------------------------------------------
 
     def _on_change(self) -> None:
-        """Act on the new state, and wake all who wait for one."""
-        for idle in self._room.admit():
+        """Act on the new state, and wake all that waits for one."""
+        for idle in self._memory.admit():
             self._start_unload(idle)
         for model in list(self._models.values()):
             self._settle(model)
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _next_change(self, timeout_s: float) -> None:
-        """Returns when something has changed, or in time."""
-        changed = asyncio.ensure_future(self._changed.wait())
-        try:
-            await asyncio.wait([changed], timeout=timeout_s)
-        finally:
-            changed.cancel()
+        self._changes.notify()
 
     def _settle(self, model: Model) -> None:
         """What an unused model does next: leave, be forgotten, or count down to leaving."""
@@ -344,20 +328,15 @@ class Pool:
     @property
     def budget_bytes(self) -> int:
         """The most that all models together may take now."""
-        return self._room.budget_bytes
+        return self._memory.budget_bytes
 
     @property
     def resident_bytes(self) -> int:
         """What all admitted models take, by estimate."""
-        return self._room.resident_bytes
+        return self._memory.resident_bytes
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests."""
         for model in self._models.values():
-            assert (model.engine is not None) == (model.state in (State.READY, State.UNLOADING))
-            is_refused = model.state in (State.FAILED, State.QUARANTINED)
-            assert (model.error is not None) == is_refused
-            assert (model.task is not None) == (model.state in (State.LOADING, State.UNLOADING))
-            assert model.is_admitted or model.state not in (State.READY, State.UNLOADING)
-            assert not (model.num_leases and model.state is State.COLD)
-        self._room.check_integrity()
+            model.check_integrity()
+        self._memory.check_integrity()

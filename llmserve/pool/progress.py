@@ -24,7 +24,7 @@ class Progress:
         self.on_cancel: Callable[[], None] = lambda: None
 
     def cancel(self) -> None:
-        """Have whoever loads give up."""
+        """Have the load given up."""
         self.is_cancelled = True
         self.on_cancel()
 
@@ -43,7 +43,7 @@ class Progress:
 
 
 class DownloadProgress:
-    """Implements `registry.progress.Progress`: into the log, and into the load's `Progress`."""
+    """Implements `hub.progress.Progress`: into the log, and into the load's `Progress`."""
 
     def __init__(self, name: str, load: Progress) -> None:
         self._name = name

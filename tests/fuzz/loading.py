@@ -20,7 +20,7 @@ from llmserve.engine.llama import LlamaRuntime
 from llmserve.engine.runtime import Chunk, InputChunk, LlamaParams
 from llmserve.errors import LlmserveError
 from llmserve.gguf.header import read_model
-from llmserve.pool.placement import place
+from llmserve.pool.load_plan import plan_load
 
 BUDGET_BYTES = 1 << 30
 TEXT = "Hello wörld \U0001f600 <s>"
@@ -43,18 +43,18 @@ def main() -> None:
 def try_one(path: Path) -> Outcome:
     spec = ModelSpec(name="x", path=path, prefix_cache=Size(0))
     try:
-        placement = place(spec, read_model(path), BUDGET_BYTES, frozenset())
+        plan = plan_load(spec, read_model(path), BUDGET_BYTES, frozenset())
     except LlmserveError as error:
         return Outcome(path.name, "refused", True, error.message)
-    if placement.size_bytes > BUDGET_BYTES:
-        return Outcome(path.name, "refused", True, f"needs {placement.size_bytes} bytes")
+    if plan.size_bytes > BUDGET_BYTES:
+        return Outcome(path.name, "refused", True, f"needs {plan.size_bytes} bytes")
     params = LlamaParams(
-        context_length=placement.context_length,
-        max_sequences=placement.max_sequences,
-        max_outputs=placement.max_outputs,
+        context_length=plan.context_length,
+        max_sequences=plan.max_sequences,
+        max_outputs=plan.max_outputs,
         num_threads=1,
-        embedding=placement.embedding,
-        generates=placement.generates,
+        embedding=plan.embedding,
+        generates=plan.generates,
     )
     code, words = in_a_fork(path, params)
     kind, _, reason = words.rpartition("\n")[2].partition(":")

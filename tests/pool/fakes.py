@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Crash, Facade
-from llmserve.pool.placement import Placement
+from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
 
@@ -42,13 +42,13 @@ class FakeLoader:
         self.engines: list[FakeEngine] = []
         self.loads: list[str] = []  # names, in order
 
-    async def place(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> Placement:
-        return Placement(context_length=1, max_sequences=1, size_bytes=self.sizes[spec.name])
+    async def plan(self, spec: ModelSpec, budget_bytes: int, progress: Progress) -> LoadPlan:
+        return LoadPlan(context_length=1, max_sequences=1, size_bytes=self.sizes[spec.name])
 
     def drop(self, spec: ModelSpec) -> None:
         pass
 
-    async def load(self, spec: ModelSpec, placement: Placement, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
         self.loads.append(spec.name)
         if not self.is_instant:
             self.loading[spec] = asyncio.get_running_loop().create_future()

@@ -50,8 +50,8 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LlamaRuntime]]:
 
 async def load(spec: ModelSpec, progress: Progress) -> None:
     engines = EngineLoader(Metrics(), ThreadOpener(), auto_download=False)
-    placement = await engines.place(spec, GIB, progress)
-    engine = await engines.load(spec, placement, progress)
+    plan = await engines.plan(spec, GIB, progress)
+    engine = await engines.load(spec, plan, progress)
     await engine.close()
 
 
@@ -99,8 +99,8 @@ async def test_pinned_prompts_have_a_folder_until_there_are_none(
             prefix_cache_disk_bytes=1 << 20,
             pinned_dir=tmp_path / "pinned",
         )
-        placement = await engines.place(each, GIB, Progress())
-        engine = await engines.load(each, placement, Progress())
+        plan = await engines.plan(each, GIB, Progress())
+        engine = await engines.load(each, plan, Progress())
         if each.pinned_prompts:
             await asyncio.to_thread(wait_until, files)
         await engine.close()

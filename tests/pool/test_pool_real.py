@@ -77,7 +77,7 @@ def sizes(folder: Path) -> dict[str, int]:
         opener.overhead_bytes = OVERHEAD_BYTES
         loader = EngineLoader(Metrics(), opener, auto_download=False)
         return {
-            spec.name: (await loader.place(spec, 1 << 40, Progress())).size_bytes
+            spec.name: (await loader.plan(spec, 1 << 40, Progress())).size_bytes
             for spec in load_config(config).models
         }
 

@@ -155,7 +155,7 @@ def _remote_status(model: "RemoteModel") -> ModelStatus:
 
 
 def _local_status(model: Model) -> ModelStatus:
-    placement = model.placement
+    plan = model.plan
     return ModelStatus(
         name=model.spec.name,
         aliases=model.spec.aliases,
@@ -163,9 +163,9 @@ def _local_status(model: Model) -> ModelStatus:
         state=model.state,
         doing=model.progress.doing if model.state is State.LOADING else None,
         progress=round(model.progress.fraction, 3) if model.state is State.LOADING else None,
-        bytes=placement.size_bytes if placement else None,
-        context_length=placement.context_length if placement else model.spec.context_length,
-        slots=placement.max_sequences if placement else model.spec.max_concurrency,
+        bytes=plan.size_bytes if plan else None,
+        context_length=plan.context_length if plan else model.spec.context_length,
+        slots=plan.max_sequences if plan else model.spec.max_concurrency,
         active=model.num_leases,
         last_used=model.last_used_s or None,
         pinned=model.spec.pinned,

@@ -45,13 +45,13 @@ async def get_model(request: Request) -> Response:
 
 def _card(gateway: Gateway, name: str, spec: ModelSpec) -> ModelCard:
     model = gateway.pool.look(spec)  # of a remote one it knows nothing
-    placement = model.placement
+    plan = model.plan
     return ModelCard(
         id=name,
         object="model",
         created=gateway.created_s,
         owned_by="llmserve",
         root=spec.name,
-        context_length=placement.context_length if placement else spec.context_length,
+        context_length=plan.context_length if plan else spec.context_length,
         state=gateway.remotes.model(spec).state if spec.remote else model.state,
     )

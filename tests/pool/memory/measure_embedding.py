@@ -2,7 +2,7 @@
 
     python -m tests.pool.memory.measure_embedding MODEL CONTEXT_LENGTH [POOLING]
 
-As `measure_growth`, for what `place` makes of a spec with that `pooling`.
+As `measure_growth`, for what `plan_load` makes of a spec with that `pooling`.
 """
 
 import json
@@ -17,8 +17,8 @@ from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.llama.runtime import system_info
 from llmserve.engine.runtime import Chunk, InputChunk
 from llmserve.gguf.header import read_model
+from llmserve.pool.load_plan import plan_load
 from llmserve.pool.memory.estimate import repacked_types
-from llmserve.pool.placement import place
 
 
 def main() -> None:
@@ -29,22 +29,22 @@ def main() -> None:
         pooling=Pooling(pooling[0]) if pooling else None,
     )
     repacked = repacked_types(system_info())
-    placement = place(spec, read_model(Path(path)), 1 << 40, repacked)
+    plan = plan_load(spec, read_model(Path(path)), 1 << 40, repacked)
     before = psutil.Process().memory_info().rss
     runtime = LlamaRuntime(
         Path(path),
         LlamaParams(
-            context_length=placement.context_length,
-            max_sequences=placement.max_sequences,
-            max_outputs=placement.max_outputs,
+            context_length=plan.context_length,
+            max_sequences=plan.max_sequences,
+            max_outputs=plan.max_outputs,
             num_threads=2,
-            embedding=placement.embedding,
-            generates=placement.generates,
+            embedding=plan.embedding,
+            generates=plan.generates,
         ),
     )
     _use(runtime)
     growth_bytes = psutil.Process().memory_info().rss - before
-    report = {"growth_bytes": growth_bytes, "size_bytes": placement.size_bytes}
+    report = {"growth_bytes": growth_bytes, "size_bytes": plan.size_bytes}
     print(json.dumps({**report, "system_info": system_info()}))
 
 

@@ -14,14 +14,14 @@ MIN_OUTPUTS = 32  # rows of logits in a step, for prompts that want those of eve
 MIN_CONTEXT_LENGTH = 512  # what is offered, and then refused with the numbers, if nothing fits
 CELLS_PER_SEQUENCE = 64  # a context too small for many at a time gets fewer slots
 FALLBACK_CONTEXT_LENGTH = 4096  # for a file that does not say what it was trained on
-CACHE_SHARE = 0.1  # of the budget at most, for parked prefixes
+CACHE_SHARE = 0.1  # of the budget at most, for cached prefixes
 CACHE_TIMES_KV = 4  # and so many times what the KV cells take: more would hardly be found again
 
 
-class Placement(Struct, frozen=True):
+class LoadPlan(Struct, frozen=True):
     context_length: int  # tokens; also the number of KV cells, which all sequences share
     max_sequences: int
-    size_bytes: int  # weights, KV cells, buffers, and parked prefixes: what must stay resident
+    size_bytes: int  # weights, KV cells, buffers, and cached prefixes: what must stay resident
     prefix_cache_bytes: int = 0  # of these
     embedding: EmbeddingParams | None = None
     generates: bool = True  # False: for embeddings only
@@ -38,9 +38,9 @@ class Placement(Struct, frozen=True):
         )
 
 
-def place(
+def plan_load(
     spec: ModelSpec, model: ModelFiles, budget_bytes: int, repacked_types: frozenset[str]
-) -> Placement:
+) -> LoadPlan:
     """The largest context up to the training length that fits the budget, unless `spec` says.
 
     The result may exceed the budget: then not even `MIN_CONTEXT_LENGTH`, or what `spec` demands,
@@ -60,14 +60,12 @@ def place(
     if spec.prefix_cache is None:
         spare = max(0, budget_bytes - needed.total_bytes)
         cache_bytes = min(reserved, spare, CACHE_TIMES_KV * needed.kv_bytes)
-    placement = Placement(
-        context_length, max_sequences, needed.total_bytes + cache_bytes, cache_bytes
-    )
+    plan = LoadPlan(context_length, max_sequences, needed.total_bytes + cache_bytes, cache_bytes)
     if use is None:
-        return placement
+        return plan
     params = use.params(context_length, model.header.vocab_size or 0)
     return replace(
-        placement,
+        plan,
         max_sequences=params.max_inputs if use.is_only else max_sequences,
         embedding=params,
         generates=not use.is_only,
@@ -75,7 +73,7 @@ def place(
 
 
 def _reserved_for_prefixes(spec: ModelSpec, budget_bytes: int, use: EmbeddingUse | None) -> int:
-    """The most that parked prefixes may take, in bytes."""
+    """The most that cached prefixes may take, in bytes."""
     if use and use.is_only:
         return 0  # nothing is generated
     return int(budget_bytes * CACHE_SHARE) if spec.prefix_cache is None else spec.prefix_cache
