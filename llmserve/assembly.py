@@ -11,7 +11,7 @@ from llmserve.gateway import Gateway
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.memory.budget import MemoryBudget, give_back
 from llmserve.pool.pool import Pool
-from llmserve.process.launcher import ProcessOpener, ThreadOpener
+from llmserve.process.launcher import ProcessLauncher, ThreadLauncher
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
 
@@ -44,7 +44,7 @@ def build_gateway(
     isolated = server.isolation == "process"
     loader = EngineLoader(
         metrics,
-        _process_opener(first) if isolated else ThreadOpener(),
+        _process_launcher(first) if isolated else ThreadLauncher(),
         auto_download=server.auto_download,
         prefix_cache_dir=prefixes,
         prefix_cache_disk_bytes=server.prefix_cache_disk,
@@ -68,8 +68,8 @@ def build_gateway(
     )
 
 
-def _process_opener(first: ModelSpec | None) -> ProcessOpener:
-    opener = ProcessOpener(log.getEffectiveLevel)
+def _process_launcher(first: ModelSpec | None) -> ProcessLauncher:
+    launcher = ProcessLauncher(log.getEffectiveLevel)
     if first and not first.remote:
-        opener.start(first.name)
-    return opener
+        launcher.start(first.name)
+    return launcher

@@ -27,7 +27,7 @@ from llmserve.config.schema import Config, ModelSpec, ServerConfig
 from llmserve.engine.engine import Engine
 from llmserve.gateway import Gateway
 from llmserve.pool.load_plan import LoadPlan
-from llmserve.pool.loader import observers, policy
+from llmserve.pool.loader import EngineMetrics, policy
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
@@ -216,12 +216,14 @@ class FakeService:
             raise self.load_error
         kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
         runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
+        observer = EngineMetrics(spec.name, self.metrics)
         engine = self.engines[spec.name] = Engine(
             spec.name,
             runtime,
             policy=policy(spec),
             default_mode=spec.default_mode,
-            **observers(spec.name, self.metrics),
+            on_step=observer.on_step,
+            on_load=observer.on_load,
         )
         return engine
 

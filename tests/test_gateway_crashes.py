@@ -31,12 +31,12 @@ from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.process.launcher import ProcessOpener
+from llmserve.process.launcher import ProcessLauncher
 from llmserve.remote.remotes import Remotes
 from llmserve.telemetry.metrics import Metrics
 from tests.process import aborting
+from tests.process.backend import Script
 from tests.process.children import open_child, until
-from tests.process.library import Script
 from tests.serving import make_config, metric
 from tests.tiny_models import write_llama
 
@@ -160,8 +160,8 @@ async def test_embeddings_are_asked_again(tmp_path: Path) -> None:
 
 async def test_a_file_that_kills_its_loader_ends_in_quarantine(tmp_path: Path) -> None:
     path = write_llama(tmp_path / "tiny.gguf")
-    opener = ProcessOpener(lambda: 20, aborting.NAME)
-    async with gateway_over(EngineLoader(Metrics(), opener, auto_download=False)) as gateway:
+    launcher = ProcessLauncher(lambda: 20, aborting.NAME)
+    async with gateway_over(EngineLoader(Metrics(), launcher, auto_download=False)) as gateway:
         spec = ModelSpec(name="bad", path=path, context_length=64)
         gateway.config.names["bad"] = spec
         with pytest.raises(ModelQuarantinedError):

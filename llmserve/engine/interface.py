@@ -1,6 +1,6 @@
 """A loaded model, as everything above the engine sees it, wherever it lives.
 
-`Engine` is one in threads of this process, `isolation.engine.ProcessEngine` one in a child.
+`Engine` is one in threads of this process, `process.client.ProcessEngine` one in a child.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from msgspec import Struct
 from llmserve.core import Mode
 from llmserve.engine.runtime import LlamaParams
 
-LIBRARY = "llmserve.engine.llama.backend"  # a module as `loading.Library` describes it
+BACKEND = "llmserve.engine.llama.backend"  # a module as `loading.Backend` describes it
 
 
 class Policy(Struct, frozen=True):
@@ -25,13 +25,13 @@ class Policy(Struct, frozen=True):
 
 
 class Machine(Struct, frozen=True, tag=True):
-    """What the library makes of this machine."""
+    """What the backend makes of this machine."""
 
     system_info: str  # the features of the CPU that it uses
     build_info: str  # what the state of KV cells depends on, beside the model
 
 
-class DiskOrder(Struct, frozen=True):
+class DiskCacheSpec(Struct, frozen=True):
     """Where prefixes outlive the model, `budget_bytes` in each folder; None: they do not."""
 
     files: tuple[bytes, ...]  # of the model, whose change makes them worthless
@@ -40,22 +40,23 @@ class DiskOrder(Struct, frozen=True):
     pinned_folder: bytes | None  # of pinned prompts
 
 
-class Order(Struct, frozen=True):
+class LoadSpec(Struct, frozen=True):
     name: str
     path: bytes
     params: LlamaParams
     policy: Policy
+    stall_timeout_s: float  # the longest silence of its process at work, if it has one
     default_mode: Mode | None = None
     prefix_cache_bytes: int = 0
-    disk: DiskOrder | None = None
+    disk: DiskCacheSpec | None = None
     pinned_prompts: tuple[str, ...] = ()
 
 
 class LoadProgress(Protocol):
-    """Where a load is told about, and told to give up."""
+    """Where a load notes how far it is, and learns that it is to be given up."""
 
     is_cancelled: bool
-    on_cancel: Callable[[], None]  # called when it is, for who can give up at once
+    on_cancel: Callable[[], None]  # called when it is: what can be given up at once is
 
     def update(self, fraction: float) -> bool:
         """Note how much is done; whether to go on. Any thread."""

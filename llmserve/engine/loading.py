@@ -1,4 +1,4 @@
-"""An order -> a running `Engine`, in threads of this process."""
+"""Load spec -> a running `Engine`, in threads of this process."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, cast
 from llmserve.engine.engine import Engine
 from llmserve.engine.input.pins import PinOptions
 from llmserve.engine.kvcache.disk_store import DiskOptions, fingerprint
-from llmserve.engine.load_spec import Machine, Order
+from llmserve.engine.load_spec import LoadSpec, Machine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.thread import ModelThread
@@ -19,50 +19,50 @@ from llmserve.engine.thread import ModelThread
 log = logging.getLogger(__name__)
 
 
-class Library(Protocol):
+class Backend(Protocol):
     """A module that loads models: `engine/llama/backend.py` with llama.cpp, others in tests."""
 
     def machine(self) -> Machine: ...
 
-    def load(self, order: Order, on_progress: Callable[[float], bool]) -> Runtime:
+    def load(self, spec: LoadSpec, on_progress: Callable[[float], bool]) -> Runtime:
         """Blocks. `on_progress(fraction)` is called now and then, and False ends the load.
 
         Raises `ModelFileError` or `EngineError`.
         """
 
 
-def library(name: str) -> Library:
-    return cast(Library, import_module(name))
+def backend_of(module: str) -> Backend:
+    return cast(Backend, import_module(module))
 
 
-async def open_engine(
-    order: Order,
-    library: Library,
+async def load_engine(
+    spec: LoadSpec,
+    backend: Backend,
     *,
     on_progress: Callable[[float], bool],
     on_step: Callable[[StepStats], None],
     on_load: Callable[[Load], None],
 ) -> Engine:
     """Load and start. Raises `ModelFileError` or `EngineError`."""
-    thread = ModelThread(f"worker-{order.name}")
+    thread = ModelThread(f"worker-{spec.name}")
     try:
-        runtime = await asyncio.wrap_future(thread.submit(library.load, order, on_progress))
+        runtime = await asyncio.wrap_future(thread.submit(backend.load, spec, on_progress))
     except BaseException:
         thread.shutdown()
         raise
     try:
-        disks = await asyncio.wrap_future(thread.submit(_disk_options, order, library))
+        disks = await asyncio.wrap_future(thread.submit(_disk_options, spec, backend))
         return Engine(
-            order.name,
+            spec.name,
             runtime,
-            policy=order.policy,
-            default_mode=order.default_mode,
+            policy=spec.policy,
+            default_mode=spec.default_mode,
             on_step=on_step,
             on_load=on_load,
             thread=thread,
-            prefix_cache_bytes=order.prefix_cache_bytes,
+            prefix_cache_bytes=spec.prefix_cache_bytes,
             disk=disks.usual,
-            pinned=PinOptions(order.pinned_prompts, disks.pinned),
+            pinned=PinOptions(spec.pinned_prompts, disks.pinned),
         )
     except BaseException:
         await asyncio.wrap_future(thread.submit(runtime.close))
@@ -75,16 +75,16 @@ class _Disks(NamedTuple):
     pinned: DiskOptions | None = None
 
 
-def _disk_options(order: Order, library: Library) -> _Disks:
+def _disk_options(spec: LoadSpec, backend: Backend) -> _Disks:
     """Reads a little of the model's files. No file there is nothing that ends a load."""
-    disk = order.disk
+    disk = spec.disk
     if disk is None or not (disk.folder or disk.pinned_folder):
         return _Disks()
     try:
         files = [Path(os.fsdecode(file)) for file in disk.files]
-        stamp = fingerprint(files, library.machine().build_info)
+        stamp = fingerprint(files, backend.machine().build_info)
     except OSError as error:
-        log.warning("%s: prefixes are kept in memory only: %s", order.name, error)
+        log.warning("%s: prefixes are kept in memory only: %s", spec.name, error)
         return _Disks()
     usual = pinned = None
     if disk.folder:

@@ -3,6 +3,8 @@
 Frozen Structs of plain data: they cross a thread today and can cross a process unchanged.
 """
 
+from typing import Protocol
+
 from msgspec import Struct
 
 from llmserve.core import Constraint, Finished, Part, SamplingParams
@@ -121,3 +123,11 @@ class Ended(Struct, frozen=True, tag=True):
 
 
 Report = StepReport | Ended
+
+
+class EngineObserver(Protocol):
+    """What an engine tells about itself, on the event loop."""
+
+    def on_step(self, stats: StepStats) -> None: ...
+
+    def on_load(self, load: Load) -> None: ...

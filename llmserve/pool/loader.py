@@ -3,16 +3,14 @@
 import asyncio
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypedDict
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from llmserve.config.schema import ModelSpec
 from llmserve.engine.interface import Facade
-from llmserve.engine.load_spec import DiskOrder, LoadProgress, Machine, Order, Policy
+from llmserve.engine.load_spec import DiskCacheSpec, LoadSpec, Policy
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import LlamaParams
 from llmserve.engine.thread import ModelThread
@@ -21,31 +19,8 @@ from llmserve.hub.locate import locate_all, obtain
 from llmserve.pool.load_plan import LoadPlan, plan_load
 from llmserve.pool.memory.estimate import repacked_types
 from llmserve.pool.progress import DownloadProgress, Progress
+from llmserve.process.launcher import Launcher
 from llmserve.telemetry.metrics import Metrics
-
-
-class Opener(Protocol):
-    """Where models live: `isolation.opener.ProcessOpener`, `pool.threads.ThreadOpener`."""
-
-    @property
-    def overhead_bytes(self) -> int:
-        """What each model takes there, beside itself."""
-
-    async def machine(self, name: str) -> Machine:
-        """What the library makes of this machine. `name` is the model that will be opened."""
-
-    def drop(self, name: str) -> None:
-        """Nothing will come of `machine(name)`. Fine if it was not asked."""
-
-    async def open(
-        self,
-        order: Order,
-        progress: LoadProgress,
-        *,
-        stall_timeout_s: float,
-        on_step: Callable[[StepStats], None],
-        on_load: Callable[[Load], None],
-    ) -> Facade: ...
 
 
 class EngineLoader:
@@ -54,7 +29,7 @@ class EngineLoader:
     def __init__(
         self,
         metrics: Metrics,
-        opener: Opener,
+        launcher: Launcher,
         *,
         auto_download: bool,
         prefix_cache_dir: Path | None = None,
@@ -63,7 +38,7 @@ class EngineLoader:
     ) -> None:
         """Prefixes outlive the server in these folders, those of pinned prompts in the last."""
         self._metrics = metrics
-        self._opener = opener
+        self._launcher = launcher
         self._auto_download = auto_download
         self._prefix_cache_dir = prefix_cache_dir
         self._prefix_cache_disk_bytes = prefix_cache_disk_bytes
@@ -75,9 +50,9 @@ class EngineLoader:
         Downloads a file that is not on disk first, if the config allows it.
         """
         path = await self._obtain(spec, progress)
-        overhead_bytes = self._opener.overhead_bytes
+        overhead_bytes = self._launcher.overhead_bytes
         machine, model = await asyncio.gather(
-            self._opener.machine(spec.name), asyncio.to_thread(_model, path)
+            self._launcher.machine(spec.name), asyncio.to_thread(_model, path)
         )
         types = repacked_types(machine.system_info)
         plan = await asyncio.to_thread(plan_load, spec, model, budget_bytes - overhead_bytes, types)
@@ -96,23 +71,19 @@ class EngineLoader:
             thread.shutdown()
 
     def drop(self, spec: ModelSpec) -> None:
-        self._opener.drop(spec.name)
+        self._launcher.drop(spec.name)
 
     async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
         """Raises `ModelFileError`, `EngineError` or `EngineCrashedError`."""
-        return await self._opener.open(
-            self._order(spec, plan),
-            progress,
-            stall_timeout_s=float(spec.stall_timeout),
-            **observers(spec.name, self._metrics),
-        )
+        observer = EngineMetrics(spec.name, self._metrics)
+        return await self._launcher.launch(self._load_spec(spec, plan), progress, observer)
 
-    def _order(self, spec: ModelSpec, plan: LoadPlan) -> Order:
+    def _load_spec(self, spec: ModelSpec, plan: LoadPlan) -> LoadSpec:
         files = tuple(map(os.fsencode, locate_all(spec)))
         pinned_folder = _folder_in(self._pinned_dir, spec)
         if not spec.pinned_prompts and not (pinned_folder and os.path.exists(pinned_folder)):
             pinned_folder = None  # else, what was pinned once is removed
-        return Order(
+        return LoadSpec(
             name=spec.name,
             path=files[0],
             params=LlamaParams(
@@ -124,9 +95,10 @@ class EngineLoader:
                 generates=plan.generates,
             ),
             policy=policy(spec),
+            stall_timeout_s=float(spec.stall_timeout),
             default_mode=spec.default_mode,
             prefix_cache_bytes=int(plan.prefix_cache_bytes),
-            disk=DiskOrder(
+            disk=DiskCacheSpec(
                 files,
                 int(self._prefix_cache_disk_bytes),
                 _folder_in(self._prefix_cache_dir, spec),
@@ -140,31 +112,28 @@ def _folder_in(parent: Path | None, spec: ModelSpec) -> bytes | None:
     return os.fsencode(parent / quote(spec.name, safe="")) if parent else None
 
 
-class Observers(TypedDict):
-    on_step: Callable[[StepStats], None]
-    on_load: Callable[[Load], None]
+class EngineMetrics:
+    """Implements `EngineObserver`: one model's steps and load, as they show in `metrics`."""
 
+    def __init__(self, name: str, metrics: Metrics) -> None:
+        self._name = name
+        self._metrics = metrics
 
-def observers(name: str, metrics: Metrics) -> Observers:
-    """Whom an engine tells of its steps and its load, so that they show in `metrics`."""
-
-    def on_step(stats: StepStats) -> None:
-        metrics.observe_step(
-            name,
+    def on_step(self, stats: StepStats) -> None:
+        self._metrics.observe_step(
+            self._name,
             num_decoded=stats.num_decoded,
             num_prefilled=stats.num_prefilled,
             step_s=stats.step_s,
             expected_s=stats.expected_s,
         )
         if stats.num_drafted:
-            metrics.observe_draft(name, stats.num_drafted, stats.num_accepted)
+            self._metrics.observe_draft(self._name, stats.num_drafted, stats.num_accepted)
         if stats.num_preempted:
-            metrics.observe_preemptions(name, stats.num_preempted)
+            self._metrics.observe_preemptions(self._name, stats.num_preempted)
 
-    def on_load(load: Load) -> None:
-        metrics.observe_load(name, load.num_running, load.num_waiting)
-
-    return {"on_step": on_step, "on_load": on_load}
+    def on_load(self, load: Load) -> None:
+        self._metrics.observe_load(self._name, load.num_running, load.num_waiting)
 
 
 def policy(spec: ModelSpec) -> Policy:

@@ -1,4 +1,4 @@
-"""The process of one model: `python -m llmserve.process.child FD LIBRARY NAME`.
+"""The process of one model: `python -m llmserve.process.child FD BACKEND NAME`.
 
 `FD` is a socket to the server. The end of the server is the end of this process; signals that are
 meant for both of them are the server's to decide about.
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from llmserve.core import EmbeddingRequest, Request
 from llmserve.engine.engine import Engine
-from llmserve.engine.load_spec import Order
-from llmserve.engine.loading import Library, library, open_engine
+from llmserve.engine.load_spec import LoadSpec
+from llmserve.engine.loading import Backend, backend_of, load_engine
 from llmserve.errors import LlmserveError, as_llmserve_error
 from llmserve.process.channel import ChannelError, Connection
 from llmserve.process.messages import (
@@ -61,10 +61,10 @@ _PROGRESS_STEP = 0.01
 
 
 def main() -> None:
-    fd, library_name = int(sys.argv[1]), sys.argv[2]
+    fd, backend = int(sys.argv[1]), sys.argv[2]
     _settle()
     with socket.socket(fileno=fd) as server:
-        asyncio.run(_serve(server, library_name))
+        asyncio.run(_serve(server, backend))
 
 
 def _settle() -> None:
@@ -83,14 +83,14 @@ def _settle() -> None:
         score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE)))
 
 
-async def _serve(server: socket.socket, library_name: str) -> None:
+async def _serve(server: socket.socket, backend: str) -> None:
     child = Child()
     loop = asyncio.get_running_loop()
     await loop.create_unix_connection(lambda: child.connection, sock=server)
     logging.basicConfig(
         handlers=[_ToServer(child, loop)], level=logging.WARNING, format="%(message)s"
     )
-    child.greet(library(library_name))
+    child.greet(backend_of(backend))
     await loop.create_future()  # `os._exit` is the end
 
 
@@ -103,15 +103,15 @@ class Child:
             self._receive,
             self._on_lost,
         )
-        self._library: Library | None = None
+        self._backend: Backend | None = None
         self._engine: Engine | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stopping: asyncio.Task[None] | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
 
-    def greet(self, library: Library) -> None:
-        self._library = library
-        self.send(Hello(library.machine()))
+    def greet(self, backend: Backend) -> None:
+        self._backend = backend
+        self.send(Hello(backend.machine()))
 
     def send(self, message: FromChild) -> None:
         """Raises `ChannelError`."""
@@ -119,9 +119,9 @@ class Child:
 
     def _receive(self, message: ToChild) -> None:
         match message:
-            case Open(order, log_level):
+            case Open(spec, log_level):
                 logging.getLogger().setLevel(log_level)
-                self._opening = asyncio.create_task(self._open(order))
+                self._loading = asyncio.create_task(self._load(spec))
             case Cancel(request_id):
                 if task := self._tasks.get(request_id):
                     task.cancel()
@@ -137,8 +137,8 @@ class Child:
 
     # -- the model --------------------------------------------------------------------------
 
-    async def _open(self, order: Order) -> None:
-        assert self._library
+    async def _load(self, spec: LoadSpec) -> None:
+        assert self._backend
         loop = asyncio.get_running_loop()
         told = 0.0
 
@@ -150,9 +150,9 @@ class Child:
             return True
 
         try:
-            self._engine = await open_engine(
-                order,
-                self._library,
+            self._engine = await load_engine(
+                spec,
+                self._backend,
                 on_progress=on_progress,
                 on_step=self.send,
                 on_load=self.send,

@@ -40,13 +40,13 @@ class Spawned(NamedTuple):
             self.process.stdout.close()
 
 
-def spawn(name: str, library: str) -> Spawned:
-    """`name` is that of the model, for who looks at the list of processes."""
+def spawn(name: str, backend: str) -> Spawned:
+    """`name` is that of the model, to be seen in the list of processes."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     # -P: what lies in the working directory is nothing to import.
-    command = [sys.executable, "-P", "-m", "llmserve.process.child", str(fd), library, name]
+    command = [sys.executable, "-P", "-m", "llmserve.process.child", str(fd), backend, name]
     try:
         with theirs, _blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process = subprocess.Popen(  # noqa: S603 - our own interpreter

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
-from llmserve.engine.load_spec import LIBRARY, LoadProgress, Machine, Order
-from llmserve.engine.messages import Load, StepStats
+from llmserve.engine.interface import Facade
+from llmserve.engine.load_spec import BACKEND, LoadProgress, LoadSpec, Machine
+from llmserve.engine.messages import EngineObserver
 from llmserve.process.child_process import ChildProcess, Spawned, crashed, first_of, spawn
 from llmserve.process.client import ProcessEngine
 from llmserve.process.messages import FromChild, NotLoaded, Open, Progress, Ready
@@ -16,30 +17,47 @@ from llmserve.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from llmserve.engine.engine import Engine
-    from llmserve.engine.loading import Library
+    from llmserve.engine.loading import Backend
 
 OVERHEAD_BYTES = 40_000_000  # of a process, beside the model: its interpreter and modules
 
 
-class ProcessOpener:
-    """Implements `pool.loader.Opener`."""
+class Launcher(Protocol):
+    """Where models live."""
+
+    overhead_bytes: int  # what each model takes there, beside itself
+
+    async def machine(self, name: str) -> Machine:
+        """What the backend makes of this machine. `name` is the model that will be launched."""
+
+    def drop(self, name: str) -> None:
+        """Nothing will come of `machine(name)`. Fine if it was not asked."""
+
+    async def launch(
+        self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
+    ) -> Facade:
+        """Raises `ModelFileError`, `EngineError` or `EngineCrashedError`. May be cancelled."""
+
+
+class ProcessLauncher:
+    """Implements `Launcher`."""
 
     overhead_bytes = OVERHEAD_BYTES
 
-    def __init__(self, log_level: Callable[[], int], library: str = LIBRARY) -> None:
+    def __init__(self, log_level: Callable[[], int], backend: str = BACKEND) -> None:
         """`log_level()` is the lowest level of records that are of use here."""
         self._log_level = log_level
-        self._library = library
+        self._backend = backend
         self._machine: Machine | None = None
         self._started: dict[str, Spawned] = {}
         self._spares: dict[str, ChildProcess] = {}  # that have been asked about the machine
 
     def start(self, name: str) -> None:
-        """Let the process of a model start, which is going to be opened soon."""
-        self._started[name] = spawn(name, self._library)
+        """Let the process of a model start that is going to be launched soon."""
+        self._started[name] = spawn(name, self._backend)
 
     async def machine(self, name: str) -> Machine:
-        """Of the first child, which waits for its order. Raises `EngineCrashedError`."""
+        """Of the first child, which waits for its load spec. Raises `EngineCrashedError`."""
         if self._machine is None:
             if name not in self._spares:
                 self._spares[name] = self._child(name)
@@ -47,36 +65,34 @@ class ProcessOpener:
         return self._machine
 
     def drop(self, name: str) -> None:
-        """There will be no order for `name`. Fine if nothing was asked."""
+        """There will be no load spec for `name`. Fine if nothing was asked."""
         if spare := self._spares.pop(name, None):
             spare.kill("was not needed")
         if name in self._started:
             self._started.pop(name).discard()
 
     def _child(self, name: str) -> ChildProcess:
-        spawned = self._started.pop(name) if name in self._started else spawn(name, self._library)
+        spawned = self._started.pop(name) if name in self._started else spawn(name, self._backend)
         return ChildProcess(name, spawned)
 
-    async def open(
-        self,
-        order: Order,
-        progress: LoadProgress,
-        *,
-        stall_timeout_s: float,
-        on_step: Callable[[StepStats], None],
-        on_load: Callable[[Load], None],
+    async def launch(
+        self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
     ) -> ProcessEngine:
         """Raises `ModelFileError`, `EngineError`, or `EngineCrashedError`. May be cancelled."""
-        process = self._spares.pop(order.name, None) or self._child(order.name)
+        process = self._spares.pop(spec.name, None) or self._child(spec.name)
         try:
-            process.send(Open(order, self._log_level()))
-            ready = await _loaded(process, progress, stall_timeout_s)
+            process.send(Open(spec, self._log_level()))
+            ready = await _loaded(process, progress, spec.stall_timeout_s)
         except BaseException:
             process.kill("was told to give up")
             await process.wait()
             raise
         return ProcessEngine(
-            process, ready, stall_timeout_s=stall_timeout_s, on_step=on_step, on_load=on_load
+            process,
+            ready,
+            stall_timeout_s=spec.stall_timeout_s,
+            on_step=observer.on_step,
+            on_load=observer.on_load,
         )
 
 
@@ -132,42 +148,36 @@ def _reads_of(pid: int) -> Callable[[], bool]:
     return has_read
 
 
-class ThreadOpener:
-    """Implements `pool.loader.Opener`."""
+class ThreadLauncher:
+    """Implements `Launcher`."""
 
     overhead_bytes = 0
 
-    def __init__(self, library: str = LIBRARY) -> None:
-        self._library = library
+    def __init__(self, backend: str = BACKEND) -> None:
+        self._backend = backend
 
     async def machine(self, name: str) -> Machine:
-        return await asyncio.to_thread(lambda: self._load_library().machine())
+        return await asyncio.to_thread(lambda: self._load_backend().machine())
 
     def drop(self, name: str) -> None:
         """Nothing was begun."""
 
-    async def open(
-        self,
-        order: Order,
-        progress: LoadProgress,
-        *,
-        stall_timeout_s: float,
-        on_step: Callable[[StepStats], None],
-        on_load: Callable[[Load], None],
+    async def launch(
+        self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
     ) -> "Engine":
         """Raises `ModelFileError` or `EngineError`. A thread cannot be ended when it stalls."""
-        from llmserve.engine.loading import open_engine
+        from llmserve.engine.loading import load_engine
 
-        return await open_engine(
-            order,
-            self._load_library(),
+        return await load_engine(
+            spec,
+            self._load_backend(),
             on_progress=progress.update,
-            on_step=on_step,
-            on_load=on_load,
+            on_step=observer.on_step,
+            on_load=observer.on_load,
         )
 
-    def _load_library(self) -> "Library":
+    def _load_backend(self) -> "Backend":
         # Imported when first needed: a server without a loaded model stays small.
-        from llmserve.engine.loading import library
+        from llmserve.engine.loading import backend_of
 
-        return library(self._library)
+        return backend_of(self._backend)

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from llmserve import errors
 from llmserve.core import EmbeddingRequest, Embeddings, Event, Request
-from llmserve.engine.load_spec import Machine, Order
+from llmserve.engine.load_spec import LoadSpec, Machine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import ModelInfo, RuntimeLimits
 from llmserve.errors import LlmserveError
@@ -21,7 +21,7 @@ from llmserve.errors import LlmserveError
 class Open(Struct, frozen=True, tag=True):
     """Load this model; the first command."""
 
-    order: Order
+    spec: LoadSpec
     log_level: int  # records below it stay in the child
 
 

@@ -18,7 +18,7 @@ from llmserve.pool.loader import EngineLoader
 from llmserve.pool.model import State
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
-from llmserve.process.launcher import ThreadOpener
+from llmserve.process.launcher import ThreadLauncher
 from llmserve.telemetry.metrics import Metrics
 from tests.serving import wait_until
 from tests.tiny_models import write_llama
@@ -49,7 +49,7 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LlamaRuntime]]:
 
 
 async def load(spec: ModelSpec, progress: Progress) -> None:
-    engines = EngineLoader(Metrics(), ThreadOpener(), auto_download=False)
+    engines = EngineLoader(Metrics(), ThreadLauncher(), auto_download=False)
     plan = await engines.plan(spec, GIB, progress)
     engine = await engines.load(spec, plan, progress)
     await engine.close()
@@ -94,7 +94,7 @@ async def test_pinned_prompts_have_a_folder_until_there_are_none(
     for each in (spec, pinning, spec):
         engines = EngineLoader(
             Metrics(),
-            ThreadOpener(),
+            ThreadLauncher(),
             auto_download=False,
             prefix_cache_disk_bytes=1 << 20,
             pinned_dir=tmp_path / "pinned",
@@ -131,7 +131,7 @@ async def test_closing_the_pool_ends_a_load_wherever_it_is(
 
     monkeypatch.setattr(module, stage, hangs)
     pool = Pool(
-        EngineLoader(Metrics(), ThreadOpener(), auto_download=False),
+        EngineLoader(Metrics(), ThreadLauncher(), auto_download=False),
         budget_bytes=lambda resident: GIB,
         load_wait_s=30,
     )

@@ -17,7 +17,7 @@ import pytest
 from llmserve.config.load import load_config
 from llmserve.pool.loader import EngineLoader
 from llmserve.pool.progress import Progress
-from llmserve.process.launcher import OVERHEAD_BYTES, ThreadOpener
+from llmserve.process.launcher import OVERHEAD_BYTES, ThreadLauncher
 from llmserve.telemetry.metrics import Metrics
 from tests.serving import ServerProcess, server_process
 from tests.tiny_models import write_llama
@@ -73,9 +73,9 @@ def sizes(folder: Path) -> dict[str, int]:
     config = write_config(folder, "")
 
     async def measure() -> dict[str, int]:
-        opener = ThreadOpener()
-        opener.overhead_bytes = OVERHEAD_BYTES
-        loader = EngineLoader(Metrics(), opener, auto_download=False)
+        launcher = ThreadLauncher()
+        launcher.overhead_bytes = OVERHEAD_BYTES
+        loader = EngineLoader(Metrics(), launcher, auto_download=False)
         return {
             spec.name: (await loader.plan(spec, 1 << 40, Progress())).size_bytes
             for spec in load_config(config).models

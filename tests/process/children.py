@@ -12,29 +12,26 @@ import psutil
 
 from llmserve.core import Event, Mode, Request, SamplingParams, Started
 from llmserve.engine.engine import Engine
-from llmserve.engine.load_spec import Order
-from llmserve.engine.loading import open_engine
+from llmserve.engine.load_spec import LoadSpec
+from llmserve.engine.loading import load_engine
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import LlamaParams
 from llmserve.pool.progress import Progress
 from llmserve.process.client import ProcessEngine
-from llmserve.process.launcher import ProcessOpener
+from llmserve.process.launcher import ProcessLauncher
 from tests.policies import policy
-from tests.process import library
-from tests.process.library import Script
+from tests.process import backend
+from tests.process.backend import Script
 
 TIMEOUT_S = 60.0
 GREEDY = SamplingParams(temperature=0)
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)
 
 
-def order(path: Path, **keys: Any) -> Order:
-    return Order(
-        "fake",
-        os.fsencode(path),
-        LlamaParams(256, max_sequences=16, max_outputs=16),
-        **{"policy": policy(), **keys},
-    )
+def load_spec(path: Path, **keys: Any) -> LoadSpec:
+    defaults: dict[str, Any] = {"policy": policy(), "stall_timeout_s": TIMEOUT_S}
+    params = LlamaParams(256, max_sequences=16, max_outputs=16)
+    return LoadSpec("fake", os.fsencode(path), params, **{**defaults, **keys})
 
 
 class Seen:
@@ -44,18 +41,19 @@ class Seen:
         self.steps: list[StepStats] = []
         self.loads: list[Load] = []
 
+    def on_step(self, stats: StepStats) -> None:
+        self.steps.append(stats)
 
-async def open_child(
-    path: Path, seen: Seen | None = None, *, stall_timeout_s: float = TIMEOUT_S, **keys: Any
-) -> ProcessEngine:
-    seen = seen or Seen()
-    return await ProcessOpener(lambda: 20, library.NAME).open(
-        order(path, **keys),
-        Progress(),
-        stall_timeout_s=stall_timeout_s,
-        on_step=seen.steps.append,
-        on_load=seen.loads.append,
-    )
+    def on_load(self, load: Load) -> None:
+        self.loads.append(load)
+
+
+def launcher() -> ProcessLauncher:
+    return ProcessLauncher(lambda: 20, backend.NAME)
+
+
+async def open_child(path: Path, seen: Seen | None = None, **keys: Any) -> ProcessEngine:
+    return await launcher().launch(load_spec(path, **keys), Progress(), seen or Seen())
 
 
 @contextlib.asynccontextmanager
@@ -81,9 +79,9 @@ async def child(
 async def open_thread(folder: Path, script: Script, **keys: Any) -> Engine:
     """The same in this process."""
     path = script.write(folder / "model")
-    return await open_engine(
-        order(path, **keys),
-        library,
+    return await load_engine(
+        load_spec(path, **keys),
+        backend,
         on_progress=lambda fraction: True,
         on_step=lambda stats: None,
         on_load=lambda load: None,

@@ -36,6 +36,7 @@ from llmserve.errors import (
     ShuttingDownError,
 )
 from tests.policies import policy
+from tests.process.backend import Script
 from tests.process.children import (
     ENDLESS,
     Seen,
@@ -47,7 +48,6 @@ from tests.process.children import (
     open_thread,
     until,
 )
-from tests.process.library import Script
 
 pytestmark = pytest.mark.anyio
 EMBEDDING = EmbeddingLimits(num_dimensions=4, max_len=64, max_batch=16, max_inputs=2, num_cells=64)

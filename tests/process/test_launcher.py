@@ -10,10 +10,10 @@ import pytest
 from llmserve.errors import EngineCrashedError, LlmserveError, ModelFileError
 from llmserve.pool.progress import Progress
 from llmserve.process.child_process import describe_exit, spawn
-from llmserve.process.launcher import ProcessOpener
-from tests.process import library
-from tests.process.children import is_there, open_child, order, until
-from tests.process.library import Script
+from llmserve.process.launcher import ProcessLauncher
+from tests.process import backend
+from tests.process.backend import Script
+from tests.process.children import Seen, is_there, launcher, load_spec, open_child, until
 
 pytestmark = pytest.mark.anyio
 
@@ -76,15 +76,7 @@ async def test_a_load_without_progress_is_ended(tmp_path: Path) -> None:
 async def test_a_load_can_be_given_up_at_once(how: str, tmp_path: Path) -> None:
     path = Script(hangs=True).write(tmp_path / "model")
     progress = Progress()
-    loading = asyncio.create_task(
-        ProcessOpener(lambda: 20, library.NAME).open(
-            order(path),
-            progress,
-            stall_timeout_s=60,
-            on_step=lambda stats: None,
-            on_load=lambda load: None,
-        )
-    )
+    loading = asyncio.create_task(launcher().launch(load_spec(path), progress, Seen()))
     await until(lambda: progress.fraction == 0.5)
     if how == "task":
         loading.cancel()
@@ -97,49 +89,43 @@ async def test_a_load_can_be_given_up_at_once(how: str, tmp_path: Path) -> None:
 
 
 async def test_the_first_child_is_asked_about_the_machine_and_then_used(tmp_path: Path) -> None:
-    opener = ProcessOpener(lambda: 20, library.NAME)
-    opener.start("fake")
+    started = launcher()
+    started.start("fake")
     (pid,) = children()
-    assert await opener.machine("fake") == library.machine()
-    engine = await opener.open(
-        order(Script().write(tmp_path / "model")),
-        Progress(),
-        stall_timeout_s=60,
-        on_step=lambda stats: None,
-        on_load=lambda load: None,
-    )
+    assert await started.machine("fake") == backend.machine()
+    engine = await started.launch(load_spec(Script().write(tmp_path / "model")), Progress(), Seen())
     assert engine.pid == pid
-    assert await opener.machine("another") == library.machine(), "known by now"
+    assert await started.machine("another") == backend.machine(), "known by now"
     assert children() == [pid]
     await engine.close()
 
 
 async def test_a_child_that_is_not_needed_ends() -> None:
-    opener = ProcessOpener(lambda: 20, library.NAME)
-    await opener.machine("fake")
+    started = launcher()
+    await started.machine("fake")
     (pid,) = children()
-    opener.drop("fake")
-    opener.drop("fake")
+    started.drop("fake")
+    started.drop("fake")
     await until(lambda: not is_there(pid))
 
 
 async def test_a_child_that_was_started_and_is_not_needed_ends_too() -> None:
-    opener = ProcessOpener(lambda: 20, library.NAME)
-    opener.start("fake")
+    started = launcher()
+    started.start("fake")
     (pid,) = children()
-    opener.drop("fake")
+    started.drop("fake")
     assert not is_there(pid)
 
 
 async def test_a_child_that_does_not_greet_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmserve.process.child_process._HELLO_S", 0.2)
-    opener = ProcessOpener(lambda: 20, library.NAME)
-    opener.start("fake")
+    started = launcher()
+    started.start("fake")
     (pid,) = children()
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EngineCrashedError, match="did not start within"):
-        await opener.machine("fake")
-    opener.drop("fake")
+        await started.machine("fake")
+    started.drop("fake")
 
 
 async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +142,14 @@ async def test_a_child_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 async def test_a_child_that_cannot_even_start() -> None:
-    opener = ProcessOpener(lambda: 20, "no.such.library")
+    started = ProcessLauncher(lambda: 20, "no.such.backend")
     with pytest.raises(EngineCrashedError, match="ended with exit code 1 while it was starting"):
-        await opener.machine("fake")
-    opener.drop("fake")
+        await started.machine("fake")
+    started.drop("fake")
 
 
 async def test_a_child_ends_with_its_socket() -> None:
-    process, socket = spawn("fake", library.NAME)
+    process, socket = spawn("fake", backend.NAME)
     socket.close()
     assert await asyncio.to_thread(process.wait, 60) == 1
     assert process.stdout

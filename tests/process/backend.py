@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from llmserve.engine.load_spec import Machine, Order
+from llmserve.engine.load_spec import LoadSpec, Machine
 from llmserve.engine.runtime import Chunk, EmbeddingLimits, Logits, Runtime
 from llmserve.errors import ModelFileError
 from tests.fakes import FakeRuntime
@@ -54,8 +54,8 @@ def machine() -> Machine:
     return Machine("FAKE = 1", "fake")
 
 
-def load(order: Order, on_progress: Callable[[float], bool]) -> Runtime:
-    script = msgspec.json.decode(Path(os.fsdecode(order.path)).read_bytes(), type=Script)
+def load(spec: LoadSpec, on_progress: Callable[[float], bool]) -> Runtime:
+    script = msgspec.json.decode(Path(os.fsdecode(spec.path)).read_bytes(), type=Script)
     on_progress(0.5)
     for line in script.says:
         print(line, file=sys.stderr, flush=True)
