@@ -87,9 +87,8 @@ class Model:
             return Residency.LEAVING
         if self.spec.pinned and not self.is_retired:
             return Residency.PINNED
-        return (
-            Residency.IDLE if self.state is State.READY and not self.num_leases else Residency.BUSY
-        )
+        is_idle = self.state is State.READY and not self.num_leases
+        return Residency.IDLE if is_idle else Residency.BUSY
 
     def check_integrity(self) -> None:
         """Assert what holds between two changes; for tests."""
