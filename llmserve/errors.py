@@ -33,7 +33,7 @@
         └── HubError              -   the hub cannot give it to us
             └── HubUnreachableError   offline, or no connection: what is on disk still works
 
-Foreign exceptions are translated in one place per library: msgspec in `api/http/decode.py`,
+Foreign exceptions are translated in one place per library: msgspec in `validation.py`,
 llama.cpp's return codes in `engine/llama/call.py`, jinja in `chat/template.py`, huggingface_hub and
 the disk it writes to in `hub/client.py`, httpx2 and the statuses of providers in
 `remote/errors.py`.

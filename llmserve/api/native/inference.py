@@ -7,8 +7,7 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.caller import caller_of
-from llmserve.api.collect import Folded, FoldedAnswer
-from llmserve.api.fields import stop_strings
+from llmserve.api.collect import FoldedAnswer
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.native.schemas import (
@@ -28,6 +27,8 @@ from llmserve.api.streaming import StreamedAnswer, merge, sse_event
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
+from llmserve.fields import stop_strings
+from llmserve.folding import Folded
 from llmserve.gateway import Gateway
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from llmserve.api.fields import (
+from llmserve.core import FinishReason, Mode, Priority, Timings
+from llmserve.fields import (
     Grammar,
     JsonObject,
     LogitBias,
@@ -16,7 +17,6 @@ from llmserve.api.fields import (
     Temperature,
     Timeout,
 )
-from llmserve.core import FinishReason, Mode, Priority, Timings
 
 
 class Message(Struct, forbid_unknown_fields=True):
