@@ -12,24 +12,19 @@ from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.native.schemas import (
     Details,
-    GrammarFormat,
     InferenceRequest,
     InferenceResponse,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Parameters,
-    RegexFormat,
-    ResponseFormat,
     StreamDelta,
     StreamReasoning,
 )
 from llmserve.api.streaming import StreamedAnswer, merge, sse_event
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
-from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
 from llmserve.fields import stop_strings
 from llmserve.folding import Folded
 from llmserve.gateway import Gateway
+from llmserve.native import to_constraint
 
 
 async def inference(request: Request) -> Response:
@@ -58,7 +53,7 @@ def to_core(wire: InferenceRequest) -> core.Request:
         max_tokens=parameters.max_tokens,
         stop=stop_strings(parameters.stop),
         seed=parameters.seed,
-        constraint=_constraint(wire.response_format),
+        constraint=to_constraint(wire.response_format),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
         timeout_s=wire.timeout,
@@ -83,20 +78,6 @@ def _sampling(parameters: Parameters) -> core.SamplingParams:
 
 def render_text(folded: list[Folded]) -> bytes:
     return msgspec.json.encode(InferenceResponse(folded[0].text))
-
-
-def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
-    match wanted:
-        case JsonObjectFormat():
-            return core.Constraint("json")
-        case JsonSchemaFormat(json_schema):
-            return core.Constraint("json_schema", bytes(json_schema.schema).decode())
-        case RegexFormat(regex):
-            return core.Constraint("regex", regex)
-        case GrammarFormat(grammar, syntax):
-            return core.Constraint(syntax or syntax_of(grammar), grammar)
-        case _:
-            return None
 
 
 def render_details(folded: list[Folded]) -> bytes:

@@ -1,13 +1,11 @@
 """The wire format of POST /inference. Ranges are in the types; nothing unknown is accepted."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llmserve.core import FinishReason, Mode, Priority, Timings
 from llmserve.fields import (
-    Grammar,
-    JsonObject,
     LogitBias,
     MaxTokens,
     MinP,
@@ -17,6 +15,7 @@ from llmserve.fields import (
     Temperature,
     Timeout,
 )
+from llmserve.native import ResponseFormat
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -36,37 +35,6 @@ class Parameters(Struct, forbid_unknown_fields=True):
     min_p: MinP | None = None
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
-
-
-class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    pass
-
-
-class JsonObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
-    pass
-
-
-class JsonSchema(Struct, forbid_unknown_fields=True):
-    schema: JsonObject  # engine/structured/compiler.py bounds it
-    name: Annotated[str, Meta(max_length=256)] | None = None
-    description: Annotated[str, Meta(max_length=4096)] | None = None
-    strict: bool | None = None  # it is enforced either way
-
-
-class JsonSchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
-    json_schema: JsonSchema
-
-
-class RegexFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="regex"):
-    regex: Grammar
-
-
-class GrammarFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="grammar"):
-    grammar: Grammar
-    syntax: Literal["lark", "gbnf"] | None = None  # none: what it looks like
-
-
-ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
 
 
 class InferenceRequest(Struct, forbid_unknown_fields=True):

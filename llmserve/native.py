@@ -1,0 +1,54 @@
+"""What POST /inference and the library have in common: the formats of answers -> core."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from llmserve.core import Constraint
+from llmserve.engine.structured.gbnf import syntax_of
+from llmserve.fields import Grammar, JsonObject
+
+
+class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    pass
+
+
+class JsonObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    pass
+
+
+class JsonSchema(Struct, forbid_unknown_fields=True):
+    schema: JsonObject  # engine/structured/compiler.py bounds it
+    name: Annotated[str, Meta(max_length=256)] | None = None
+    description: Annotated[str, Meta(max_length=4096)] | None = None
+    strict: bool | None = None  # it is enforced either way
+
+
+class JsonSchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    json_schema: JsonSchema
+
+
+class RegexFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="regex"):
+    regex: Grammar
+
+
+class GrammarFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="grammar"):
+    grammar: Grammar
+    syntax: Literal["lark", "gbnf"] | None = None  # none: what it looks like
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
+
+
+def to_constraint(wanted: ResponseFormat | None) -> Constraint | None:
+    match wanted:
+        case JsonObjectFormat():
+            return Constraint("json")
+        case JsonSchemaFormat(json_schema):
+            return Constraint("json_schema", bytes(json_schema.schema).decode())
+        case RegexFormat(regex):
+            return Constraint("regex", regex)
+        case GrammarFormat(grammar, syntax):
+            return Constraint(syntax or syntax_of(grammar), grammar)
+        case _:
+            return None
