@@ -10,10 +10,13 @@ from llmserve.fields import (
     MaxTokens,
     MinP,
     Penalty,
+    Seed,
     StopString,
     StopStrings,
     Temperature,
     Timeout,
+    TopK,
+    TopP,
 )
 from llmserve.native import ResponseFormat
 
@@ -26,12 +29,12 @@ class Message(Struct, forbid_unknown_fields=True):
 class Parameters(Struct, forbid_unknown_fields=True):
     temperature: Temperature | None = None
     max_tokens: MaxTokens | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     stop: StopString | StopStrings | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    seed: Seed | None = None
+    top_k: TopK | None = None
     min_p: MinP | None = None
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
