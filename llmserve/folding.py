@@ -59,6 +59,10 @@ class Folded:
         return [ToolCall(call_id, name, "".join(pieces)) for call_id, name, pieces in self._calls]
 
     @property
+    def is_finished(self) -> bool:
+        return self._finished is not None
+
+    @property
     def finished(self) -> Finished:
         assert self._finished, "rendered before its end"
         return self._finished

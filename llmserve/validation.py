@@ -4,6 +4,7 @@ Pure. What is sent as JSON is decoded by `api/http/decode.py`; what Python gives
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -27,21 +28,43 @@ class MissingFieldError(InvalidRequestError):
 
 
 def convert(given: object, wire_type: type[T], *, at: str = "") -> T:
-    """`given`, of Python's own types, as `wire_type`. Raises `InvalidRequestError`s.
+    """`given`, in Python's own types, as if it had been sent. Raises `InvalidRequestError`s.
 
     `at` is the path of a part that is converted by itself.
     """
-
-    def show(path: str) -> str:
-        try:
-            return clipped(repr(value_at(path, given)))
-        except (LookupError, TypeError):
-            return "wrong"
-
     try:
-        return msgspec.convert(given, wire_type)
+        return msgspec.json.decode(_encode(given, at), type=wire_type)
     except msgspec.ValidationError as error:
-        raise explain(str(error), wire_type, show, at=at) from error
+        raise explain(str(error), wire_type, functools.partial(_show, given), at=at) from error
+
+
+_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+def _encode(given: object, at: str) -> bytes:
+    try:
+        return msgspec.json.encode(given)
+    except _UNENCODABLE as error:
+        parts = given if isinstance(given, dict) else {}
+        path = _join(at, next((name for name in parts if not _is_encodable(parts[name])), ""))
+        raise InvalidRequestError(
+            f"{path or 'it'} cannot be written as JSON: {error}", param=path or None
+        ) from error
+
+
+def _is_encodable(value: object) -> bool:
+    try:
+        msgspec.json.encode(value)
+    except _UNENCODABLE:
+        return False
+    return True
+
+
+def _show(given: object, path: str) -> str:
+    try:
+        return clipped(repr(value_at(path, given)))
+    except (LookupError, TypeError):
+        return "wrong"
 
 
 def explain(
