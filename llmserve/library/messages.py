@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from llmserve.core import Message, Tool, ToolCall
 from llmserve.errors import InvalidRequestError
-from llmserve.fields import JsonObject
 from llmserve.validation import MissingFieldError, convert
 
 Messages: TypeAlias = Sequence[Message | Mapping[str, Any]]  # `Generation.message` is one
@@ -37,7 +36,7 @@ class _Message(Struct, forbid_unknown_fields=True):
 class _Function(Struct, forbid_unknown_fields=True):
     name: str
     description: str | None = None
-    parameters: JsonObject | None = None
+    parameters: dict[str, Any] | None = None
     strict: bool | None = None  # arguments follow the schema either way
 
 
@@ -98,6 +97,7 @@ def to_tools(given: Sequence[Mapping[str, Any]]) -> tuple[Tool, ...]:
             raise InvalidRequestError(
                 f"{field} is {function.name!r}, like that of another tool; rename one", param=field
             )
-        parameters = bytes(function.parameters).decode() if function.parameters else None
-        found[function.name] = Tool(function.name, function.description, parameters)
+        schema = function.parameters
+        text = None if schema is None else msgspec.json.encode(schema).decode()
+        found[function.name] = Tool(function.name, function.description, text)
     return tuple(found.values())
