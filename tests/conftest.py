@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 from collections.abc import Iterator
 
@@ -28,6 +29,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-minutes", type=float, default=0, help="how long to fuzz; 0: as in every run"
     )
+
+
+# What loads weights or runs whole programs, by folder or by the end of the file's name.
+_SLOW = re.compile(
+    r"tests/(bench|cli|clients|deploy|e2e|security|engine/llama)/"
+    r"|_(real|llama)\.py$"
+    r"|/test_(gateway_crashes|gguf|loader|otlp|unconstrainable)\.py$"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _SLOW.search(item.path.as_posix()):
+            item.add_marker("slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:

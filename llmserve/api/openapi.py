@@ -1,4 +1,4 @@
-"""GET /openapi.json: the OpenAPI 3.1 document, made of the routes and their wire types.
+"""GET /openapi.json: the OpenAPI 3.1 document, made of the table of endpoints.
 
 Only the summaries are written by hand: schemas are msgspec's, descriptions the types' docstrings.
 """
@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 import llmserve
-from llmserve.api.endpoint import Operation
-from llmserve.api.http.auth import Level, level_of
+from llmserve.api.endpoint import Endpoint, endpoint
+from llmserve.api.http.auth import Level
 from llmserve.api.http.errors import ErrorEnvelope
 
 Json = dict[str, Any]
@@ -48,33 +47,41 @@ _KEY_ERRORS = {Level.OPEN: (), Level.KEY: (401,), Level.ADMIN: (401,)}
 class Document:
     """Made when it is first asked for: most servers never are."""
 
-    def __init__(self, routes: Sequence[BaseRoute], operations: Mapping[str, Operation]) -> None:
-        self._routes = routes
-        self._operations = operations
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = endpoints
 
     @functools.cached_property
     def encoded(self) -> bytes:
-        document = build_document(self._routes, self._operations)
+        document = build_document(self._endpoints)
         return _PATH.sub(rb"\1.", msgspec.json.encode(document))
 
 
+@endpoint(
+    "GET",
+    "/openapi.json",
+    level=Level.OPEN,
+    summary="This document",
+    tag="Operation",
+    answer=dict[str, Any],
+)
 async def openapi(request: Request) -> Response:
     document: Document = request.app.state.document
     encoded = await asyncio.to_thread(getattr, document, "encoded")  # tens of milliseconds, once
     return Response(encoded, media_type=_JSON)
 
 
-def build_document(routes: Iterable[BaseRoute], operations: Mapping[str, Operation]) -> Json:
-    """Of the routes that are in the schema; `operations` has each by its path, spelled as there."""
-    shown = [route for route in routes if isinstance(route, Route) and route.include_in_schema]
-    types = list(dict.fromkeys(t for route in shown for t in _types(operations[route.path])))
+def build_document(endpoints: Iterable[Endpoint]) -> Json:
+    """Of those that are documented."""
+    shown = [each for each in endpoints if each.is_documented]
+    types = list(dict.fromkeys(t for each in shown for t in _types(each)))
     refs, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
     schemas = dict(zip(types, refs, strict=True))
-    for route in shown:
-        _fill_items(operations[route.path], schemas, components)
-    paths = {_path(route): _path_item(route, operations[route.path], schemas) for route in shown}
+    paths: Json = {}
+    for each in shown:
+        _fill_items(each, schemas, components)
+        paths.setdefault(_path(each), {})[each.method.lower()] = _operation(each, schemas)
     return {
         **_HEAD,
         "paths": paths,
@@ -82,48 +89,47 @@ def build_document(routes: Iterable[BaseRoute], operations: Mapping[str, Operati
     }
 
 
-def _types(operation: Operation) -> list[Any]:
-    types = [operation.body, operation.answer, *operation.events, ErrorEnvelope]
-    types += [item for group in operation.items.values() for item in group]
-    return [each for each in types if each is not None and not isinstance(each, str)]
+def _types(each: Endpoint) -> list[Any]:
+    types = [each.body, each.answer, *each.events, ErrorEnvelope]
+    types += [item for group in each.items.values() for item in group]
+    return [kind for kind in types if kind is not None and not isinstance(kind, str)]
 
 
-def _fill_items(operation: Operation, schemas: Mapping[Any, Json], components: Json) -> None:
+def _fill_items(each: Endpoint, schemas: Mapping[Any, Json], components: Json) -> None:
     """Say what is in the arrays of a body that msgspec only looks through."""
-    if not operation.items:
+    if not each.items:
         return
-    properties = components[operation.body.__name__]["properties"]
-    for name, group in operation.items.items():
+    properties = components[each.body.__name__]["properties"]
+    for name, group in each.items.items():
         for option in properties[name]["anyOf"]:
             if option.get("type") == "array":
                 option["items"] = {"anyOf": [schemas[item] for item in group]}
 
 
-def _path(route: Route) -> str:
-    return re.sub(r":\w+}", "}", route.path)
+def _path(each: Endpoint) -> str:
+    return re.sub(r":\w+}", "}", each.path)
 
 
-def _path_item(route: Route, operation: Operation, schemas: Mapping[Any, Json]) -> Json:
-    (method,) = (route.methods or set()) - {"HEAD"}
-    level = level_of(_path(route))
-    errors = {*operation.errors, *_KEY_ERRORS[level], 403, 500}  # 403: foreign hosts and pages
-    if level is Level.KEY and method == "POST":
+def _operation(each: Endpoint, schemas: Mapping[Any, Json]) -> Json:
+    path = _path(each)
+    errors = {*each.errors, *_KEY_ERRORS[each.level], 403, 500}  # 403: foreign hosts and pages
+    if each.level is Level.KEY and each.method == "POST":
         errors.add(429)
     item: Json = {
-        "operationId": re.sub(r"\W+", "_", f"{method.lower()}{_path(route)}").strip("_"),
-        "summary": operation.summary,
-        "tags": [operation.tag],
-        "security": [] if level is Level.OPEN else _ANY_SCHEME,
-        "responses": _responses(operation, errors, schemas),
+        "operationId": re.sub(r"\W+", "_", f"{each.method.lower()}{path}").strip("_"),
+        "summary": each.summary,
+        "tags": [each.tag],
+        "security": [] if each.level is Level.OPEN else _ANY_SCHEME,
+        "responses": _responses(each, errors, schemas),
     }
-    parameters = [_parameter(name, "path") for name in route.param_convertors]
-    parameters += [_parameter(name, "query") for name in operation.query]
+    parameters = [_parameter(name, "path") for name in re.findall(r"{(\w+)", path)]
+    parameters += [_parameter(name, "query") for name in each.query]
     if parameters:
         item["parameters"] = parameters
-    if operation.body is not None:
-        content = {_JSON: {"schema": schemas[operation.body], "example": operation.example}}
+    if each.body is not None:
+        content = {_JSON: {"schema": schemas[each.body], "example": each.example}}
         item["requestBody"] = {"required": True, "content": content}
-    return {method.lower(): item}
+    return item
 
 
 def _parameter(name: str, place: str) -> Json:
@@ -133,13 +139,13 @@ def _parameter(name: str, place: str) -> Json:
     return {"name": name, "in": place, "required": is_path, "schema": schema, "example": "default"}
 
 
-def _responses(operation: Operation, errors: Iterable[int], schemas: Mapping[Any, Json]) -> Json:
-    if isinstance(operation.answer, str):
-        answer: Json = {operation.answer: {"schema": {"type": "string"}}}
+def _responses(each: Endpoint, errors: Iterable[int], schemas: Mapping[Any, Json]) -> Json:
+    if isinstance(each.answer, str):
+        answer: Json = {each.answer: {"schema": {"type": "string"}}}
     else:
-        answer = {_JSON: {"schema": schemas[operation.answer]}}
-    if operation.events:
-        answer[_EVENTS] = {"schema": _event(operation.events, schemas)}
+        answer = {_JSON: {"schema": schemas[each.answer]}}
+    if each.events:
+        answer[_EVENTS] = {"schema": _event(each.events, schemas)}
     problems = {
         str(status): {
             "description": HTTPStatus(status).phrase,
@@ -147,7 +153,7 @@ def _responses(operation: Operation, errors: Iterable[int], schemas: Mapping[Any
         }
         for status in sorted(errors)
     }
-    return {"200": {"description": operation.summary, "content": answer}, **problems}
+    return {"200": {"description": each.summary, "content": answer}, **problems}
 
 
 def _event(events: Sequence[Any], schemas: Mapping[Any, Json]) -> Json:

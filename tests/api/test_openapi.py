@@ -6,14 +6,22 @@ import msgspec
 import pytest
 from openapi_spec_validator import validate
 
-from llmserve.api.app import OPERATIONS, ROUTES
-from llmserve.api.http.auth import Level, level_of
+from llmserve.api.app import ENDPOINTS
+from llmserve.api.endpoint import Endpoint
+from llmserve.api.http.auth import Level
 from llmserve.api.openai.responses.schemas import ResponsesRequest
 from llmserve.api.openapi import Document
 from tests.serving import FakeService
 
-DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ROUTES, OPERATIONS).encoded)
+DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ENDPOINTS.all).encoded)
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+
+
+DOCUMENTED = [each for each in ENDPOINTS.all if each.is_documented]
+
+
+def in_document(each: Endpoint) -> str:
+    return each.path.replace(":path", "")
 
 
 def content(path: str, status: str = "200") -> Any:
@@ -32,37 +40,35 @@ def test_the_server_has_it(service: FakeService) -> None:
 
 
 def test_every_route_is_documented_and_nothing_else() -> None:
-    assert {route.path for route in ROUTES if route.include_in_schema} == set(OPERATIONS)
-    assert len(DOCUMENT["paths"]) == len(OPERATIONS)
+    found = {(method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item}
+    assert found == {(each.method, in_document(each)) for each in DOCUMENTED}
     ids = [op["operationId"] for item in DOCUMENT["paths"].values() for op in item.values()]
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-def test_every_operation_has_its_method_and_its_errors(route: Any) -> None:
-    if not route.include_in_schema:
-        return
-    ((method, operation),) = DOCUMENT["paths"][route.path.replace(":path", "")].items()
-    assert method.upper() in route.methods
-    # What reads a body can find it wrong or too large; what takes a name can find nobody.
+@pytest.mark.parametrize("each", DOCUMENTED, ids=lambda each: each.path)
+def test_every_operation_has_its_errors(each: Endpoint) -> None:
+    path = in_document(each)
+    operation = DOCUMENT["paths"][path][each.method.lower()]
+    # What reads a body can find it wrong or too large; what takes a name can find no model.
     assert ("requestBody" in operation) == ({"400", "413"} <= set(operation["responses"]))
     assert ("parameters" in operation) <= ("404" in operation["responses"])
-    assert content(route.path.replace(":path", ""), "500") == {
+    assert content(path, "500") == {
         "application/json": {"schema": {"$ref": "#/components/schemas/ErrorEnvelope"}}
     }
 
 
-@pytest.mark.parametrize("path", DOCUMENT["paths"])
-def test_what_asks_for_a_key_says_so(path: str) -> None:
-    (operation,) = DOCUMENT["paths"][path].values()
-    level = level_of(path)
+@pytest.mark.parametrize("each", DOCUMENTED, ids=lambda each: each.path)
+def test_what_asks_for_a_key_says_so(each: Endpoint) -> None:
+    operation = DOCUMENT["paths"][in_document(each)][each.method.lower()]
+    level = each.level
     schemes = DOCUMENT["components"]["securitySchemes"]
     # {}: a server without keys asks for none.
     expected: list[Any] = [{}, *({name: []} for name in schemes)]
     assert operation["security"] == ([] if level is Level.OPEN else expected)
     assert ("401" in operation["responses"]) == (level is not Level.OPEN)
     assert "403" in operation["responses"]  # as foreign hosts and pages get everywhere
-    if level is Level.KEY and "post" in DOCUMENT["paths"][path]:
+    if level is Level.KEY and each.method == "POST":
         assert "429" in operation["responses"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from llmserve.api.app import OPERATIONS, ROUTES
+from llmserve.api.app import ENDPOINTS
 from llmserve.api.openapi import Document
 from llmserve.engine.runtime import EmbeddingLimits
 from tests.budget import examples
@@ -20,7 +20,7 @@ from tests.serving import FakeService, fake_service
 
 pytestmark = pytest.mark.fuzz
 
-DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ROUTES, OPERATIONS).encoded)
+DOCUMENT: dict[str, Any] = msgspec.json.decode(Document(ENDPOINTS.all).encoded)
 # What a schema cannot say (a field that needs another, the size of a vocabulary) is refused too.
 EMBEDDING = EmbeddingLimits(6, max_len=64, max_batch=32, max_inputs=4, num_cells=64)
 EXCLUDED: list[Any] = [positive_data_acceptance]

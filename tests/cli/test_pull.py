@@ -233,7 +233,7 @@ class TestOffline:
     ) -> None:
         code = (
             "import sys; from pathlib import Path;"
-            "from llmserve.config.schema import load_config;"
+            "from llmserve.config.load import load_config;"
             "from llmserve.hub.locate import locate;"
             "print(locate(load_config(Path('models.toml')).names['qwen']));"
             "print({'httpx2', 'huggingface_hub.hf_api'} & set(sys.modules))"

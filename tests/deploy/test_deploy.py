@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from llmserve.api.app import ROUTES
+from llmserve.api.app import ENDPOINTS
 from llmserve.config.load import load_config
 from llmserve.config.schema import ServerConfig
 
@@ -71,7 +71,8 @@ def test_the_image_is_made_of_the_files_it_copies(tmp_path: Path) -> None:
     run(BIN / "pip", "wheel", *options, ".", cwd=tmp_path / "context")
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"llmserve/__main__.py", "llmserve/models.toml"} <= set(names)
+    manual = {f"llmserve/docs/{path.name}" for path in (ROOT / "llmserve/docs").iterdir()}
+    assert {"llmserve/__main__.py", "llmserve/models.toml", *manual} <= set(names)
 
 
 # -- systemd -------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_the_manifest_fits_the_server(tmp_path: Path) -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] > GRACE_S
     assert pod["spec"]["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    paths = {route.path for route in ROUTES}
+    paths = {each.path for each in ENDPOINTS.all}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"]["path"] in paths
     assert found["Service"]["spec"]["selector"] == pod["metadata"]["labels"]

@@ -16,9 +16,8 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from starlette.routing import Route
 
-from llmserve.api.app import ROUTES
+from llmserve.api.app import ENDPOINTS
 from llmserve.engine.runtime import EmbeddingLimits
 from tests.budget import examples
 from tests.serving import FakeService, fake_service, raw_request
@@ -36,7 +35,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [97]},
     "/apply-template": {"messages": [{"role": "user", "content": "a"}]},
 }
-PATHS = [route.path for route in ROUTES if isinstance(route, Route)]
+PATHS = [each.path for each in ENDPOINTS.all]
 METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW", "get"]
 NAMES = [
     "fake", "default", "nobody", "", ".", "..", "../fake", "fake/load", "fake/../fake", "//", "%00",
@@ -132,11 +131,7 @@ def check_answer(answer: Answer, method: str) -> None:
 def test_every_route_is_among_them() -> None:
     known = {path for path in PATHS if "{" in path} | set(BODIES)
     assert known <= set(PATHS)
-    posts = {
-        route.path
-        for route in ROUTES
-        if isinstance(route, Route) and "POST" in (route.methods or ())
-    }
+    posts = {each.path for each in ENDPOINTS.all if each.method == "POST"}
     assert posts - known == {"/models/reload"}, "a route without a body here"
 
 

@@ -10,7 +10,7 @@ import httpx2
 import msgspec
 import pytest
 
-from llmserve.api.app import OPERATIONS
+from llmserve.api.app import ENDPOINTS
 from tests.engine.structured.test_compiler import BOMBS
 from tests.fuzz.test_http import BODIES, EMBEDDING, read_answer, receive
 from tests.serving import FakeService, fake_service, raw_request
@@ -81,8 +81,9 @@ def with_number(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 FIELDS = [
     field
     for route in BODIES
-    if isinstance(OPERATIONS[route].body, type)
-    for field in numeric_fields(route, OPERATIONS[route].body)
+    for each in ENDPOINTS.at(route)
+    if isinstance(each.body, type)
+    for field in numeric_fields(route, each.body)
 ]
 
 

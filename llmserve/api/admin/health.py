@@ -6,6 +6,8 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve.api.endpoint import endpoint
+from llmserve.api.http.auth import Level
 from llmserve.api.http.decode import json_response
 from llmserve.errors import LlmserveError
 from llmserve.gateway import Gateway
@@ -15,10 +17,29 @@ class Status(Struct):
     status: Literal["ok", "ready"]
 
 
+@endpoint(
+    "GET",
+    "/health",
+    level=Level.OPEN,
+    summary="The process lives",
+    tag="Operation",
+    answer=Status,
+    is_probe=True,
+)
 async def health(request: Request) -> Response:
     return json_response(Status("ok"))
 
 
+@endpoint(
+    "GET",
+    "/ready",
+    level=Level.OPEN,
+    summary="The default model can answer",
+    tag="Operation",
+    answer=Status,
+    errors=(503,),
+    is_probe=True,
+)
 async def ready(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     try:
@@ -32,6 +53,15 @@ async def ready(request: Request) -> Response:
     return json_response(Status("ready"))
 
 
+@endpoint(
+    "GET",
+    "/metrics",
+    level=Level.ADMIN,
+    summary="For Prometheus",
+    tag="Operation",
+    answer="text/plain",
+    is_probe=True,
+)
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     return Response(gateway.render_metrics(), media_type=gateway.metrics.content_type)

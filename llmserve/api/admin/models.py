@@ -7,8 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.api.caller import caller_of
+from llmserve.api.endpoint import MODEL, endpoint
+from llmserve.api.http.auth import Level
 from llmserve.api.http.decode import json_response
-from llmserve.config.schema import ModelSpec
+from llmserve.config.schema import ConfigChange, ModelSpec
 from llmserve.gateway import Gateway
 from llmserve.pool.memory.budget import process_bytes
 from llmserve.pool.model import Model, State
@@ -56,6 +58,7 @@ class ModelList(Struct):
     memory_used: int  # bytes, by estimate
 
 
+@endpoint("GET", "/models", summary="Every model and its state", tag="Models", answer=ModelList)
 async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     caller = caller_of(request)
@@ -68,6 +71,15 @@ async def list_models(request: Request) -> Response:
     return json_response(body)
 
 
+@endpoint(
+    "POST",
+    "/models/{name:path}/load",
+    level=Level.ADMIN,
+    summary="Load a model now",
+    tag="Models",
+    answer=ModelStatus,
+    errors=(*MODEL, 400),
+)
 async def load_model(request: Request) -> Response:
     """Answers when the model is ready, or with what keeps it from being so."""
     gateway: Gateway = request.app.state.gateway
@@ -78,6 +90,15 @@ async def load_model(request: Request) -> Response:
     return json_response(_status(gateway, spec))
 
 
+@endpoint(
+    "POST",
+    "/models/{name:path}/unload",
+    level=Level.ADMIN,
+    summary="Free a model's memory",
+    tag="Models",
+    answer=ModelStatus,
+    errors=(*MODEL, 400, 409),
+)
 async def unload_model(request: Request) -> Response:
     """Answers when the memory is free; 409 while requests are running."""
     gateway: Gateway = request.app.state.gateway
@@ -86,6 +107,15 @@ async def unload_model(request: Request) -> Response:
     return json_response(_status(gateway, spec))
 
 
+@endpoint(
+    "POST",
+    "/models/reload",
+    level=Level.ADMIN,
+    summary="Read models.toml again",
+    tag="Models",
+    answer=ConfigChange,
+    errors=(400,),
+)
 async def reload_config(request: Request) -> Response:
     """Reads models.toml again; a file with a mistake changes nothing and gets a 400."""
     gateway: Gateway = request.app.state.gateway

@@ -4,9 +4,9 @@
 is not looked at: many clients send something in any case.
 """
 
-import re
+from collections.abc import Callable
 from contextlib import ExitStack
-from enum import Enum
+from enum import IntEnum
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,33 +17,32 @@ from llmserve.errors import AuthenticationError, LlmserveError, PermissionDenied
 from llmserve.gateway import Gateway
 
 
-class Level(Enum):
-    """What a path asks for, where there are keys."""
+class Level(IntEnum):
+    """What a route asks for, where there are keys; a higher one asks for more."""
 
-    OPEN = "open"  # probes, and what is the same on every server
-    KEY = "key"
-    ADMIN = "admin"  # changes the server, or shows what others do
-
-
-def level_of(path: str) -> Level:
-    """What nobody thought of needs a key."""
-    if re.fullmatch(r"/health|/ready|/openapi\.json|/docs(/[^/]+)?", path):
-        return Level.OPEN
-    is_admin = path == "/metrics" or path.startswith("/models/")
-    return Level.ADMIN if is_admin else Level.KEY
+    OPEN = 0  # probes, and what is the same on every server
+    KEY = 1
+    ADMIN = 2  # changes the server, or shows what others do
 
 
 class Keys:
-    """Lets in who has a key, and puts its grant into the scope's state, for `api/caller.py`."""
+    """Lets in what shows a key, and puts its grant into the scope's state, for `api/caller.py`."""
 
-    def __init__(self, app: ASGIApp, gateway: Gateway, on_error: LlmserveErrorHandler) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gateway: Gateway,
+        on_error: LlmserveErrorHandler,
+        level_of: Callable[[Scope], Level],
+    ) -> None:
         self._app = app
+        self._level_of = level_of
         self._keyring = gateway.keyring
         self._requests = gateway.metrics.key_requests
         self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        level = level_of(scope["path"]) if scope["type"] == "http" else Level.OPEN
+        level = self._level_of(scope) if scope["type"] == "http" else Level.OPEN
         if self._keyring.is_open or level is Level.OPEN:
             await self._app(scope, receive, send)
             return

@@ -6,7 +6,7 @@ what the dialect's `Describe` says.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -66,10 +66,10 @@ def encode_error(error: Exception, describe_error: Describe = describe) -> bytes
 
 
 class LlmserveErrorHandler:
-    """For starlette. `dialects` has the `Describe` of the paths that start with its keys."""
+    """For starlette. `describe_for` gives the `Describe` of a path."""
 
-    def __init__(self, dialects: Mapping[str, Describe]) -> None:
-        self._dialects = dialects
+    def __init__(self, describe_for: Callable[[str], Describe]) -> None:
+        self._describe_for = describe_for
 
     async def __call__(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, LlmserveError)
@@ -85,12 +85,6 @@ class LlmserveErrorHandler:
         describe_error = self._describe_for(request.scope["path"])
         status = describe_error(error).status
         return kind(encode_error(error, describe_error), status, headers, "application/json")
-
-    def _describe_for(self, path: str) -> Describe:
-        for prefix, describe_error in self._dialects.items():
-            if path.startswith(prefix):
-                return describe_error
-        return describe
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

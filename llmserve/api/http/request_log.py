@@ -5,8 +5,10 @@ Around the whole application, so that answers to bugs count too.
 
 import contextlib
 import logging
+import re
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -17,19 +19,26 @@ from llmserve.telemetry.request_record import RequestRecord, note_error, set_cur
 
 if TYPE_CHECKING:
     from llmserve.telemetry.tracing import RequestSpan, Tracing
-import re
-import secrets
 
 log = logging.getLogger("llmserve.request")
 
-_PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: told at debug, not traced
 _MAX_PATH_LEN = 200
 _USABLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestLog:
-    def __init__(self, app: ASGIApp, tracing: "Tracing | None", *, log_prompts: bool) -> None:
+    """`is_probe(path)`: it is asked every few seconds, so it is told at debug and not traced."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tracing: "Tracing | None",
+        is_probe: Callable[[str], bool],
+        *,
+        log_prompts: bool,
+    ) -> None:
         self._app = app
+        self._is_probe = is_probe
         self._tracing = tracing
         self._log_prompts = log_prompts
 
@@ -63,19 +72,19 @@ class RequestLog:
                 if span:
                     route = getattr(scope.get("route"), "path", None)
                     span.answered(status, route, record.error)
-                _tell(scope, record, status, time.monotonic() - begin_s)
+                level = logging.DEBUG if self._is_probe(scope["path"]) else logging.INFO
+                _tell(level, scope, record, status, time.monotonic() - begin_s)
 
     def _span(
         self, scope: Scope, record: RequestRecord
     ) -> "AbstractContextManager[RequestSpan | None]":
-        if self._tracing is None or scope["path"] in _PROBES:
+        if self._tracing is None or self._is_probe(scope["path"]):
             return contextlib.nullcontext()
         path = scope["path"][:_MAX_PATH_LEN]
         return self._tracing.request(scope["method"], path, dict(_trace_headers(scope)), record)
 
 
-def _tell(scope: Scope, record: RequestRecord, status: int, total_s: float) -> None:
-    level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+def _tell(level: int, scope: Scope, record: RequestRecord, status: int, total_s: float) -> None:
     if not log.isEnabledFor(level):
         return
     method, path = scope["method"], scope["path"][:_MAX_PATH_LEN]

@@ -8,7 +8,9 @@ from starlette.responses import Response
 from llmserve import core
 from llmserve.api.caller import caller_of
 from llmserve.api.collect import FoldedAnswer
+from llmserve.api.endpoint import GENERATION, endpoint
 from llmserve.api.http.decode import decode_body
+from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.http.upload import read_body
 from llmserve.api.native.schemas import (
     Details,
@@ -27,6 +29,20 @@ from llmserve.gateway import Gateway
 from llmserve.native import to_constraint
 
 
+@endpoint(
+    "POST",
+    "/inference",
+    summary="Complete a text, follow an instruction, or continue a conversation",
+    tag="Inference",
+    body=InferenceRequest,
+    example={
+        "prompt": "What is a llama?",
+        "parameters": {"temperature": 0.7, "max_tokens": 32},
+    },
+    answer=InferenceResponse,
+    events=(StreamDelta, InferenceResponse, ErrorEnvelope),
+    errors=GENERATION,
+)
 async def inference(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server

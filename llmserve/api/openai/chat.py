@@ -10,7 +10,9 @@ from starlette.responses import Response
 from llmserve import core
 from llmserve.api.caller import caller_of
 from llmserve.api.collect import FoldedAnswer
+from llmserve.api.endpoint import GENERATION, endpoint
 from llmserve.api.http.decode import decode_body
+from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.chat_schemas import (
     AnswerMessage,
@@ -26,6 +28,7 @@ from llmserve.api.openai.logprobs import content_logprobs
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.params import refuse, sampling, seeds, wants_usage
 from llmserve.api.openai.response_format import format_constraint, structured_constraint
+from llmserve.api.openai.schemas import Body
 from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_body, make_head
 from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.api.streaming import StreamedAnswer, merge
@@ -48,6 +51,20 @@ _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for noth
 }
 
 
+@endpoint(
+    "POST",
+    "/v1/chat/completions",
+    summary="Continue a conversation",
+    tag="OpenAI",
+    body=ChatRequest,
+    example={
+        "messages": [{"role": "user", "content": "Name three colours."}],
+        "max_tokens": 32,
+    },
+    answer=Body[ChatChoice],
+    events=(Body[ChunkChoice], ErrorEnvelope, "[DONE]"),
+    errors=GENERATION,
+)
 async def chat_completions(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server

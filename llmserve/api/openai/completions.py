@@ -10,7 +10,9 @@ from starlette.responses import Response
 from llmserve import core
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.collect import FoldedAnswer
+from llmserve.api.endpoint import GENERATION, endpoint
 from llmserve.api.http.decode import decode_body
+from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.errors import describe_error
 from llmserve.api.openai.logprobs import LogprobsEncoder, join
@@ -23,6 +25,7 @@ from llmserve.api.openai.params import (
 )
 from llmserve.api.openai.response_format import structured_constraint
 from llmserve.api.openai.schemas import (
+    Body,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
@@ -40,6 +43,17 @@ MAX_GENERATIONS = 128  # prompts times n, or best_of
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 
 
+@endpoint(
+    "POST",
+    "/v1/completions",
+    summary="Continue texts",
+    tag="OpenAI",
+    body=CompletionRequest,
+    example={"prompt": "The capital of France is", "max_tokens": 8},
+    answer=Body[CompletionChoice],
+    events=(Body[CompletionChoice], ErrorEnvelope, "[DONE]"),
+    errors=GENERATION,
+)
 async def completions(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server

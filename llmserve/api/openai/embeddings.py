@@ -13,6 +13,7 @@ from starlette.types import Send
 
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.collect import send_body
+from llmserve.api.endpoint import GENERATION, endpoint
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.params import texts_or_tokens
@@ -28,6 +29,16 @@ from llmserve.core import EmbeddingRequest, Embeddings, Vectors
 MAX_INPUTS = 2048  # OpenAI's
 
 
+@endpoint(
+    "POST",
+    "/v1/embeddings",
+    summary="A vector for each text",
+    tag="OpenAI",
+    body=EmbeddingsRequest,
+    example={"input": ["Rivers shape land.", "Bread is old."]},
+    answer=EmbeddingList,
+    errors=GENERATION,
+)
 async def embeddings(request: Request) -> Response:
     wire = decode_body(await read_body(request), EmbeddingsRequest)
     return EmbeddingAnswer(

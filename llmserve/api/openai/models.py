@@ -4,12 +4,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.api.caller import caller_of
+from llmserve.api.endpoint import endpoint
 from llmserve.api.http.decode import json_response
 from llmserve.api.openai.schemas import ModelCard, ModelCards
 from llmserve.config.schema import ModelSpec
 from llmserve.gateway import Gateway
 
 
+@endpoint(
+    "GET",
+    "/v1/models",
+    summary="All models, under all their names",
+    tag="OpenAI",
+    answer=ModelCards,
+)
 async def list_models(request: Request) -> Response:
     """Aliases too, each after its model: many clients offer or accept only what is listed."""
     gateway: Gateway = request.app.state.gateway
@@ -21,6 +29,14 @@ async def list_models(request: Request) -> Response:
     return json_response(ModelCards("list", cards))
 
 
+@endpoint(
+    "GET",
+    "/v1/models/{name:path}",
+    summary="One model",
+    tag="OpenAI",
+    answer=ModelCard,
+    errors=(404,),
+)
 async def get_model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     name = request.path_params["name"]

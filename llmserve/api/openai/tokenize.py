@@ -15,6 +15,7 @@ from starlette.types import Send
 from llmserve import core
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.collect import send_body
+from llmserve.api.endpoint import BODY, MODEL, endpoint
 from llmserve.api.http.decode import decode_body, json_response
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.chat_schemas import Messages, TemplateVariables, Tools
@@ -92,6 +93,16 @@ class TextAnswer(Answer):
         await send_body(send, msgspec.json.encode(await anext(self._events)))
 
 
+@endpoint(
+    "POST",
+    "/tokenize",
+    summary="The tokens of a text",
+    tag="Text",
+    body=TokenizeRequest,
+    example={"content": "Hello"},
+    answer=TokenizeResponse,
+    errors=(*BODY, *MODEL),
+)
 async def tokenize(request: Request) -> Response:
     wire = await _read(request, TokenizeRequest)
     return TextAnswer(_tokenized(caller_of(request), wire.model, *_text(wire)))
@@ -106,6 +117,16 @@ async def _tokenized(
     yield TokenizeResponse(tokens, len(tokens), max_len)
 
 
+@endpoint(
+    "POST",
+    "/detokenize",
+    summary="The text of tokens",
+    tag="Text",
+    body=DetokenizeRequest,
+    example={"tokens": [1, 2, 3]},
+    answer=DetokenizeResponse,
+    errors=(*BODY, *MODEL),
+)
 async def detokenize(request: Request) -> Response:
     wire = await _read(request, DetokenizeRequest)
     return TextAnswer(_detokenized(caller_of(request), wire.model, wire.tokens))
@@ -119,6 +140,15 @@ async def _detokenized(
     yield DetokenizeResponse(text, text)
 
 
+@endpoint(
+    "GET",
+    "/tokenizer_info",
+    summary="The model's tokenizer",
+    tag="Text",
+    query=("model",),
+    answer=TokenizerInfo,
+    errors=MODEL,
+)
 async def tokenizer_info(request: Request) -> Response:
     """Of the model that the query names, as vLLM's, which has only one."""
     async with caller_of(request).engine(request.query_params.get("model")) as engine:
@@ -138,6 +168,16 @@ async def tokenizer_info(request: Request) -> Response:
     )
 
 
+@endpoint(
+    "POST",
+    "/apply-template",
+    summary="The text that a conversation is for the model",
+    tag="Text",
+    body=TemplateRequest,
+    example={"messages": [{"role": "user", "content": "Hello"}]},
+    answer=TemplateResponse,
+    errors=(*BODY, *MODEL),
+)
 async def apply_template(request: Request) -> Response:
     wire = await _read(request, TemplateRequest)
     tools = to_tools(wire.tools or [])

@@ -12,8 +12,8 @@ import pytest
 from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimitError
 
 from llmserve import errors
-from llmserve.api.app import ROUTES
-from llmserve.api.http.auth import Level, level_of, shown_key
+from llmserve.api.app import ENDPOINTS
+from llmserve.api.http.auth import Level, shown_key
 from llmserve.auth.key_file import KeySources
 from llmserve.auth.keyring import Keyring
 from llmserve.auth.keys import Key, sha256
@@ -75,23 +75,31 @@ def send(
 
 # -- who may in ----------------------------------------------------------------------------------
 
-PATHS = [re.sub(r"{name:path}", "fake", route.path) for route in ROUTES]
-OPEN_PATHS = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{file}"}
+PATHS = [re.sub(r"{name:path}", "fake", route.path) for route in ENDPOINTS.all]
+OPEN_PATHS = {
+    *("/health", "/ready", "/openapi.json"),
+    *("/docs", "/docs/{name}", "/docs/examples/{name}"),
+}
 ADMIN_PATHS = {"/metrics", "/models/reload", "/models/fake/load", "/models/fake/unload"}
+
+
+def level_of(method: str, path: str) -> Level:
+    return ENDPOINTS.level({"method": method, "path": path})
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_route_has_its_level(path: str) -> None:
     is_open, is_admin = path in OPEN_PATHS, path in ADMIN_PATHS
     expected = Level.OPEN if is_open else Level.ADMIN if is_admin else Level.KEY
-    assert level_of(path) is expected
+    found = {level_of(method, path) for method in ("GET", "HEAD", "POST", "BREW")}
+    assert found == {expected}, "a method that there is not asks for as much"
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/healthy", "/health/", "/docs/a/b", "/docs/../inference", "/v2", "/ready\n", ""]
 )
 def test_what_nobody_thought_of_needs_a_key(path: str) -> None:
-    assert level_of(path) is Level.KEY
+    assert level_of("GET", path) is level_of("POST", path) is Level.KEY
 
 
 @pytest.mark.parametrize("path", sorted(set(PATHS) - OPEN_PATHS))

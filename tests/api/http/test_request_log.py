@@ -235,7 +235,9 @@ def test_the_client_is_the_name_of_its_key(
 
     async def ask() -> None:
         scope = {"type": "http", "method": "GET", "path": "/x", "headers": [], "state": {}}
-        await RequestLog(app, None, log_prompts=False)(scope, AsyncMock(), AsyncMock())
+        await RequestLog(app, None, lambda path: False, log_prompts=False)(
+            scope, AsyncMock(), AsyncMock()
+        )
 
     caplog.set_level(logging.INFO)
     asyncio.run(ask())

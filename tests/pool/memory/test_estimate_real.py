@@ -32,8 +32,8 @@ MIB = 1 << 20
 def _measure(path: Path, num_cells: int, how: str, *options: str) -> tuple[int, frozenset[str]]:
     """The growth of a process that uses the model fully, and the types that it repacked."""
     run = subprocess.run(
-        [sys.executable, "-m", f"tests.pool.{how}", str(path), str(num_cells), *options],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", f"tests.pool.memory.{how}", str(path), str(num_cells), *options],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

@@ -9,13 +9,14 @@ from starlette.types import Send
 
 from llmserve.api.caller import caller_of
 from llmserve.api.collect import send_body
+from llmserve.api.endpoint import GENERATION, endpoint
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.errors import describe_response_error
 from llmserve.api.openai.responses.builder import ResponseBuilder
-from llmserve.api.openai.responses.items import StreamEvent
+from llmserve.api.openai.responses.items import AnyStreamEvent, ResponseBody, StreamEvent
 from llmserve.api.openai.responses.request import to_core, to_echo, wants_summary
-from llmserve.api.openai.responses.schemas import ResponsesRequest
+from llmserve.api.openai.responses.schemas import INPUT_ITEMS, FunctionTool, ResponsesRequest
 from llmserve.api.streaming import Answer, StreamedAnswer, sse_event
 from llmserve.core import Event, EventStream
 from llmserve.errors import as_llmserve_error
@@ -24,6 +25,18 @@ from llmserve.gateway import Gateway
 log = logging.getLogger(__name__)
 
 
+@endpoint(
+    "POST",
+    "/v1/responses",
+    summary="Continue a conversation of items",
+    tag="OpenAI",
+    body=ResponsesRequest,
+    example={"input": "Name three colours.", "max_output_tokens": 32},
+    items={"input": INPUT_ITEMS, "tools": (FunctionTool,)},
+    answer=ResponseBody,
+    events=(AnyStreamEvent,),
+    errors=GENERATION,
+)
 async def responses(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     server = gateway.config.server

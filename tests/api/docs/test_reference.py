@@ -1,30 +1,30 @@
-"""GET /docs: a page that is whole without any other host."""
+"""GET /docs/api: a page that is whole without any other host."""
 
 import re
 from urllib.parse import urljoin
 
 import pytest
 
-from llmserve.api.swagger_ui import FILES
+from llmserve.api.docs.reference import FILES
 from tests.serving import FakeService
 
 URL = re.compile(r"""(?:href|src)="([^"]+)"|url: "([^"]+)"|url\(([^)]+)\)""")
 
 
 def test_every_address_in_the_page_is_on_this_server(service: FakeService) -> None:
-    page = service.get("/docs")
+    page = service.get("/docs/api")
     assert page.headers["content-type"].startswith("text/html")
     script = service.get("/docs/start.js")
     found = [next(filter(None, match)) for match in URL.findall(page.text + script.text)]
     assert found == [
-        "docs/favicon-32x32.png",
-        "docs/swagger-ui.css",
-        "docs/swagger-ui-bundle.js",
-        "docs/start.js",
-        "openapi.json",
+        "favicon-32x32.png",
+        "swagger-ui.css",
+        "swagger-ui-bundle.js",
+        "start.js",
+        "../openapi.json",
     ]
     for address in found:
-        response = service.get(urljoin("/docs", address))
+        response = service.get(urljoin("/docs/api", address))
         assert response.status_code == 200, address
         assert response.content
 
@@ -35,7 +35,7 @@ def test_the_style_sheet_needs_nothing_else(service: FakeService) -> None:
 
 
 def test_the_browser_is_forbidden_to_ask_other_hosts(service: FakeService) -> None:
-    policy = service.get("/docs").headers["content-security-policy"]
+    policy = service.get("/docs/api").headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "http" not in policy
     assert "*" not in policy
