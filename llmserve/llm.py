@@ -62,7 +62,8 @@ class LLM:
         """Raises `ConfigError`, `ModelNotFoundError`, or `ModelFileError` for a missing file."""
         path = config_file or os.environ.get("LLMSERVE_CONFIG")
         whole, spec = choose_model(model, Path(path) if path else None, config)
-        check_files([spec])
+        if not spec.fallback:
+            check_files([spec])  # a missing file is told now, not by the first call
         self._model = spec
         self._background = Background(lambda: assembly.build_gateway(whole, os.environ))
         # Not at exit: no thread could be started any more, and the processes end by themselves.

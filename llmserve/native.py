@@ -1,10 +1,11 @@
-"""What POST /inference and the library have in common: the formats of answers -> core."""
+"""What POST /inference and the library have in common -> core: defaults, and formats of answers."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from llmserve.core import Constraint
+from llmserve.core import Constraint, SamplingParams
 from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.fields import Grammar, JsonObject
 
@@ -38,6 +39,12 @@ class GrammarFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="g
 
 
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
+
+
+def to_sampling(given: Mapping[str, Any]) -> SamplingParams:
+    """Of fields with its names, and others. What is not given, or None, keeps core's default."""
+    names = SamplingParams.__struct_fields__
+    return SamplingParams(**{name: given[name] for name in names if given.get(name) is not None})
 
 
 def to_constraint(wanted: ResponseFormat | None) -> Constraint | None:

@@ -45,10 +45,10 @@ class _Tool(Struct, forbid_unknown_fields=True):
     type: Literal["function"] = "function"
 
 
-def to_messages(given: Messages) -> tuple[Message, ...]:
+def to_messages(given: Sequence[Any]) -> tuple[Message, ...]:
     """Raises `InvalidRequestError`s that name the message."""
-    if not given:
-        raise InvalidRequestError("messages is empty; give at least one", param="messages")
+    if not given or isinstance(given, str):
+        raise InvalidRequestError(f"messages is {given!r:.80}; give a list", param="messages")
     return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(given))
 
 

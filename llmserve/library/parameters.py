@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from llmserve import core
-from llmserve.core import Constraint, EmbeddingRequest, Mode, Request, SamplingParams, ToolUse
+from llmserve.core import Constraint, EmbeddingRequest, Mode, Request, ToolUse
 from llmserve.errors import InvalidRequestError
 from llmserve.fields import (
     LogitBias,
@@ -29,7 +29,7 @@ from llmserve.fields import (
     stop_strings,
 )
 from llmserve.library.messages import to_messages, to_tools
-from llmserve.native import ResponseFormat, to_constraint
+from llmserve.native import ResponseFormat, to_constraint, to_sampling
 from llmserve.validation import convert, unknown_field
 
 
@@ -137,11 +137,10 @@ def embedding_request(
 
 
 def _request(model: str, fields: Mapping[str, Any]) -> Request:
-    """What does not depend on the input. What is not given keeps core's default."""
-    names = SamplingParams.__struct_fields__
+    """What does not depend on the input."""
     return Request(
         model=model,
-        sampling=SamplingParams(**{name: fields[name] for name in names if name in fields}),
+        sampling=to_sampling(fields),
         max_tokens=fields.get("max_tokens"),
         stop=stop_strings(fields.get("stop")),
         seed=fields.get("seed"),

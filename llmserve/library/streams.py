@@ -35,6 +35,8 @@ _Put: TypeAlias = Callable[[_Item], object]
 class _Feed:
     """Starts a generation whose items are `put`, in the background's thread; folds what is read."""
 
+    _pumping: "Future[None] | None" = None
+
     def __init__(self, background: Background, request: Request, put: _Put, owner: object) -> None:
         """`owner` is kept: the background ends when it is collected."""
         self._owner = owner
@@ -68,7 +70,8 @@ class _Feed:
 
     def close(self) -> None:
         self.is_at_end = True
-        self._pumping.cancel()  # does nothing to what has ended
+        if self._pumping:
+            self._pumping.cancel()  # does nothing to what has ended
 
     def __del__(self) -> None:
         self.close()

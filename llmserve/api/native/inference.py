@@ -26,7 +26,7 @@ from llmserve.errors import InvalidRequestError
 from llmserve.fields import stop_strings
 from llmserve.folding import Folded
 from llmserve.gateway import Gateway
-from llmserve.native import to_constraint
+from llmserve.native import to_constraint, to_sampling
 
 
 @endpoint(
@@ -65,7 +65,7 @@ def to_core(wire: InferenceRequest) -> core.Request:
         messages=_messages(wire),
         mode=wire.mode,
         system=wire.system,
-        sampling=_sampling(parameters),
+        sampling=to_sampling(msgspec.structs.asdict(parameters)),
         max_tokens=parameters.max_tokens,
         stop=stop_strings(parameters.stop),
         seed=parameters.seed,
@@ -80,16 +80,6 @@ def _messages(wire: InferenceRequest) -> tuple[core.Message, ...] | None:
     if wire.messages is None:
         return None
     return tuple(core.Message(message.role, message.content) for message in wire.messages)
-
-
-def _sampling(parameters: Parameters) -> core.SamplingParams:
-    """What is not given keeps core's default."""
-    given = {
-        name: value
-        for name in core.SamplingParams.__struct_fields__
-        if (value := getattr(parameters, name)) is not None
-    }
-    return core.SamplingParams(**given)
 
 
 def render_text(folded: list[Folded]) -> bytes:
