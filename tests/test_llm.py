@@ -240,6 +240,8 @@ def test_a_stream_keeps_its_model(fake: Make) -> None:
         del made.llm
         gc.collect()
         assert stream.result().text == "Blue."
+        assert not made.service.runtime.closed
+        del stream  # and with it the last that needs the model, which the fixture sees
 
 
 # -- event loops ---------------------------------------------------------------------------------
