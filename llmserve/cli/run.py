@@ -12,7 +12,6 @@ from llmserve.cli.options import config_option
 from llmserve.core import Delta, Mode, ReasoningDelta
 
 if TYPE_CHECKING:
-    from llmserve.library.parameters import PromptParameters
     from llmserve.library.streams import Stream
 
 
@@ -46,18 +45,18 @@ def run(
     logging.basicConfig(level=logging.CRITICAL)  # what goes wrong is raised, and told once
     if not 0 <= temperature <= 2:  # NaN is in every FloatRange
         raise click.BadParameter(f"{temperature} is not in the range 0<=x<=2.")
-    text = _text(sys.stdin.buffer.read() if prompt is None else prompt, "the prompt")
-    given: PromptParameters = {
-        "mode": mode,
-        "system": None if system is None else _text(system, "the system message"),
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
     from llmserve.llm import LLM  # here, not above: `llmserve --help` need not import the engine
 
     with LLM(name, config_file=config_path) as llm:
-        _print(llm.stream(text, **given))
+        parts = llm.stream(
+            _text(sys.stdin.buffer.read() if prompt is None else prompt, "the prompt"),
+            mode=mode,
+            system=None if system is None else _text(system, "the system message"),
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        _print(parts)
 
 
 def _print(parts: "Stream") -> None:

@@ -26,6 +26,7 @@ class Background:
         self._lock = threading.RLock()  # re-entered, where a collection finds another one to end
         self._is_closed = False
         self._running: set[asyncio.Task[Any]] = set()
+        self._cut_short: set[asyncio.Task[Any]] = set()  # by `close`, not by the caller
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         built: Future[Gateway] = Future()
@@ -37,15 +38,14 @@ class Background:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Its result, in time; to cancel it cancels the work. Raises once `close` was called."""
-        try:
-            self._check_process()
-            with self._lock:  # nothing is scheduled behind the end
-                if self._is_closed:
-                    raise _closed()
-                return asyncio.run_coroutine_threadsafe(self._ended(work), self._loop)
-        except BaseException:
+        if self._is_forked:
             work.close()
-            raise
+            raise _forked(self._pid)
+        with self._lock:  # nothing is scheduled behind the end
+            if not self._is_closed:
+                return asyncio.run_coroutine_threadsafe(self._ended(work), self._loop)
+        work.close()
+        raise _closed()
 
     def result(self, work: Coroutine[Any, Any, T]) -> T:
         """Waits for it. An interrupt cancels the work."""
@@ -61,7 +61,7 @@ class Background:
 
     def start_closing(self) -> None:
         """End what runs, with an error, and then the gateway and the thread. Does not wait."""
-        if self._pid != os.getpid():  # a fork has neither the thread nor, maybe, the lock
+        if self._is_forked:
             return
         with self._lock:
             if not self._is_closed:
@@ -70,19 +70,17 @@ class Background:
 
     def close(self) -> None:
         self.start_closing()
-        if self._pid == os.getpid():
+        if not self._is_forked:
             self._thread.join()
 
     async def aclose(self) -> None:
         self.start_closing()
         await asyncio.to_thread(self.close)
 
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            raise UnavailableError(
-                f"this LLM belongs to process {self._pid}, of which process {os.getpid()} is a"
-                " fork; make one in each process, or start processes with the method 'spawn'"
-            )
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this is a copy, without the thread, and with the lock as it was just then."""
+        return self._pid != os.getpid()
 
     async def _ended(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.current_task()
@@ -91,7 +89,7 @@ class Background:
         try:
             return await work
         except asyncio.CancelledError:
-            if self._is_closed:
+            if task in self._cut_short:
                 raise _closed() from None
             raise
         finally:
@@ -110,13 +108,19 @@ class Background:
         built.set_result(gateway)
         # Whatever was submitted before has begun when this returns: the loop keeps the order.
         await self._closing.wait()
-        running = set(self._running)
-        for task in running:
+        self._cut_short = set(self._running)
+        for task in self._cut_short:
             task.cancel()
-        if running:
-            await asyncio.wait(running)
+        await asyncio.gather(*self._cut_short, return_exceptions=True)
         await gateway.close()
 
 
 def _closed() -> ShuttingDownError:
     return ShuttingDownError("this LLM was closed; make a new one")
+
+
+def _forked(pid: int) -> UnavailableError:
+    return UnavailableError(
+        f"this LLM belongs to process {pid}, of which process {os.getpid()} is a fork; make one in"
+        " each process, or start processes with the method 'spawn'"
+    )

@@ -18,7 +18,7 @@ import llmserve
 from llmserve import LLM
 from llmserve.errors import EngineCrashedError, ShuttingDownError, TooLargeError
 from tests.fake_hub import HubServer, serve_hub
-from tests.serving import TIMEOUT_S, command_environment, wait_until
+from tests.serving import TIMEOUT_S, command_environment, metric, wait_until
 from tests.smollm2 import MODEL
 from tests.tiny_models import write_llama
 
@@ -46,24 +46,20 @@ def children() -> list[psutil.Process]:
 # -- answers -------------------------------------------------------------------------------------
 
 
-def test_threads_at_once_are_faster_than_one_after_the_other(llm: LLM) -> None:
+def test_threads_at_once_are_computed_in_one_batch(llm: LLM) -> None:
     def ask(place: str) -> str:
-        return llm.generate(
-            f"The city of {place} is", mode="completion", max_tokens=24, seed=1, ignore_eos=True
-        ).text
+        return llm.generate(place, max_tokens=24, ignore_eos=True, seed=1).text
 
-    llm.load()
-    begin_s = time.monotonic()
-    for place in PLACES:
-        ask(place)
-    alone_s = time.monotonic() - begin_s
+    def steps(rows: str) -> float:
+        """Those of at most so many rows."""
+        text = llm._background.gateway.render_metrics().decode()
+        return metric(text, "llmserve_batch_tokens_bucket", le=rows)
+
+    before, before_small = steps("+Inf"), steps("4.0")
     with ThreadPoolExecutor(len(PLACES)) as threads:
-        begin_s = time.monotonic()
         texts = list(threads.map(ask, PLACES))
-        together_s = time.monotonic() - begin_s
     assert len(set(texts)) == len(PLACES)
-    print(f"one after the other {alone_s:.2f} s, at once {together_s:.2f} s")
-    assert together_s < alone_s
+    assert steps("4.0") - before_small < (steps("+Inf") - before) / 2
 
 
 def test_a_list_and_tasks_are_batched_too(llm: LLM) -> None:
@@ -192,13 +188,20 @@ print(time.time(), [child.pid for child in psutil.Process().children()])
     wait_until(lambda: not any(map(psutil.pid_exists, json.loads(pids))), "the model's end")
 
 
-def test_ctrl_c_ends_a_call() -> None:
+@pytest.mark.parametrize("call", ["llm.generate({})", "llm.stream({}).result()"])
+def test_ctrl_c_ends_a_call(call: str) -> None:
     code = f"""
+import threading
 from llmserve import LLM
+
+def say_ready():
+    next(llm.stream("y"))
+    print("ready", flush=True)
+
 with LLM({str(MODEL)!r}, context_length=2048) as llm:
     llm.load()
-    print("ready", flush=True)
-    llm.generate("x", ignore_eos=True)
+    threading.Thread(target=say_ready).start()
+    {call.format("'x', ignore_eos=True, max_tokens=1500")}
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -211,8 +214,8 @@ with LLM({str(MODEL)!r}, context_length=2048) as llm:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == -signal.SIGINT
-    assert err.endswith("KeyboardInterrupt\n")
+    assert process.returncode == -signal.SIGINT, err
+    assert err.endswith("KeyboardInterrupt\n"), err
 
 
 # -- from the hub, and the examples --------------------------------------------------------------
