@@ -23,6 +23,8 @@ from llmserve.config.load import load_config
 from llmserve.config.provider import KEYS as PROVIDER_KEYS
 from llmserve.config.schema import ModelSpec, ServerConfig
 from llmserve.errors import LlmserveError, ModelFileError
+from llmserve.library.config import SERVER_KEYS
+from llmserve.library.parameters import StreamParameters
 from llmserve.telemetry.metrics import Metrics
 from tests.bench.__main__ import main as bench
 from tests.e2e.test_server import CURL
@@ -32,7 +34,7 @@ PACKAGE = ROOT / "llmserve"
 DOCS = PACKAGE / "docs"
 MODELS_TOML = (ROOT / "models.toml").read_text(encoding="utf-8")
 MAX_README_LINES = 200
-COMING = {"library.md", "machine"}  # a page and a room that are being written
+COMING = {"machine"}  # a room that is being written
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file())
 COMMENTED = re.compile(r"^# (?=\[|\w+ = )", re.MULTILINE)
@@ -163,6 +165,7 @@ DOCUMENTED = [
     ),
     Documented("openai.md", "field of `POST /v1/responses`", fields(ResponsesRequest)),
     Documented("openai.md", "field of `POST /v1/embeddings`", fields(EmbeddingsRequest)),
+    Documented("library.md", "parameter", {*StreamParameters.__annotations__}),
     Documented("operations.md", "flag of `llmserve serve`", options("serve")),
     Documented("models.md", "flag of `llmserve pull`", options("pull")),
     Documented(
@@ -186,7 +189,7 @@ def test_a_key_a_field_a_flag_and_a_metric_stand_in_one_table_only() -> None:
         (page.name, title)
         for page in PAGES
         for title, _ in page.tables()
-        if re.match(r"(key|field|flag) of|metric", title)
+        if re.match(r"(key|field|flag) of|metric|parameter", title)
     ]
     assert sorted(titles) == sorted((each.page, each.title) for each in DOCUMENTED)
 
@@ -214,6 +217,11 @@ def test_the_example_of_a_key_file_loads(tmp_path: Path) -> None:
     path.write_text(text.replace("…", "0" * 64), encoding="utf-8")
     path.chmod(0o600)
     assert list(read_file(path)) == ["alice"]
+
+
+def test_the_manual_has_every_key_of_the_server_that_a_library_takes() -> None:
+    (sentence,) = re.findall(r"and of `\[server\]` (.*?)\.", MANUAL["library.md"].text, re.DOTALL)
+    assert {*re.findall(r"`(\w+)`", sentence)} == {*SERVER_KEYS}
 
 
 # -- routes, errors, commands --------------------------------------------------------------------

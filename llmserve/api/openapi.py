@@ -24,7 +24,7 @@ Json = dict[str, Any]
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 # Of two types with the same name msgspec gives the whole path; their dialect is enough.
-_PATH = re.compile(rb"\bllmserve\.api\.(?:\w+\.)*?(\w+)\.\w+\.(?=[A-Z])")
+_PATH = re.compile(rb"\bllmserve\.(?:api\.(?:\w+\.)*?)?(\w+)\.(?:\w+\.)?(?=[A-Z])")
 _HEAD = {
     "openapi": "3.1.0",
     "info": {

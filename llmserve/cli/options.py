@@ -5,12 +5,9 @@ from pathlib import Path
 
 import click
 
-import llmserve
+from llmserve.config.default_path import default_config_path
 from llmserve.config.load import load_config
 from llmserve.config.schema import Config
-from llmserve.errors import ConfigError
-
-PACKAGE_DIR = Path(llmserve.__file__).parent
 
 config_option = click.option(
     "--config",
@@ -24,16 +21,7 @@ config_option = click.option(
 
 def load(path: Path | None) -> Config:
     """The configuration at `path`, or at the default place. Raises `ConfigError`."""
-    return load_config(path or _default_config_path())
-
-
-def _default_config_path() -> Path:
-    """./models.toml; else the packaged one (beside the package in a checkout)."""
-    places = (Path("models.toml"), PACKAGE_DIR / "models.toml", PACKAGE_DIR.parent / "models.toml")
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError("there is no models.toml here; name one with --config")
+    return load_config(path or default_config_path())
 
 
 def cache_dir(environment: Mapping[str, str]) -> Path | None:

@@ -1,17 +1,18 @@
 """`llmserve run`: an answer in the terminal, without a server."""
 
-import asyncio
-import contextlib
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from llmserve.cli.options import config_option, load
-from llmserve.config.schema import Config
-from llmserve.core import DEFAULT_TEMPERATURE, Delta, Mode, ReasoningDelta, Request, SamplingParams
+from llmserve.cli.options import config_option
+from llmserve.core import DEFAULT_TEMPERATURE, Delta, Mode, ReasoningDelta
+
+if TYPE_CHECKING:
+    from llmserve.library.streams import Stream
 
 
 @click.command()
@@ -29,7 +30,7 @@ def run(
     name: str,
     prompt: str | None,
     config_path: Path | None,
-    mode: str | None,
+    mode: Literal["completion", "instruct"] | None,
     system: str | None,
     temperature: float,
     max_tokens: int | None,
@@ -46,37 +47,31 @@ def run(
     logging.basicConfig(level=logging.CRITICAL)  # what goes wrong is raised, and told once
     if not 0 <= temperature <= 2:  # NaN is in every FloatRange
         raise click.BadParameter(f"{temperature} is not in the range 0<=x<=2.")
-    config = load(config_path)
-    request = Request(
-        model=name,
-        prompt=_text(sys.stdin.buffer.read() if prompt is None else prompt, "the prompt"),
-        mode=Mode(mode) if mode else None,
-        system=None if system is None else _text(system, "the system message"),
-        sampling=SamplingParams(temperature=temperature),
-        max_tokens=max_tokens,
-        seed=seed,
-    )
-    asyncio.run(_print_answer(config, request))
+    from llmserve.llm import LLM  # here, not above: `llmserve --help` need not import the engine
+
+    with LLM(name, config_file=config_path) as llm:
+        parts = llm.stream(
+            _text(sys.stdin.buffer.read() if prompt is None else prompt, "the prompt"),
+            mode=mode,
+            system=None if system is None else _text(system, "the system message"),
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        _print(parts)
 
 
-async def _print_answer(config: Config, request: Request) -> None:
-    from llmserve.assembly import build_gateway
-
-    gateway = build_gateway(config, os.environ, first=config.names.get(request.model or ""))
+def _print(parts: "Stream") -> None:
     is_thinking = False
-    try:
-        async with contextlib.aclosing(gateway.generate(request)) as events:
-            async for event in events:
-                if isinstance(event, ReasoningDelta):  # to see, but no part of the answer
-                    click.secho(event.text, nl=False, err=True, dim=True)
-                    is_thinking = True
-                elif isinstance(event, Delta):
-                    click.echo("\n\n" if is_thinking else "", nl=False, err=True)
-                    is_thinking = False
-                    click.echo(event.text, nl=False)
-        click.echo()
-    finally:
-        await gateway.close()
+    for part in parts:
+        if isinstance(part, ReasoningDelta):  # to see, but no part of the answer
+            click.secho(part.text, nl=False, err=True, dim=True)
+            is_thinking = True
+        elif isinstance(part, Delta):
+            click.echo("\n\n" if is_thinking else "", nl=False, err=True)
+            is_thinking = False
+            click.echo(part.text, nl=False)
+    click.echo()
 
 
 def _text(given: str | bytes, what: str) -> str:

@@ -52,7 +52,11 @@ class _File(Struct, forbid_unknown_fields=True):
 def load_config(path: Path) -> Config:
     """Read and validate `path`. Raises `ConfigError`."""
     path = path.absolute()
-    raw = parse_toml(path)
+    return make_config(path, parse_toml(path))
+
+
+def make_config(path: Path, raw: dict[str, Any]) -> Config:
+    """The tables `raw`, which `path` has. Raises `ConfigError`."""
     server = raw.get("server")
     if isinstance(server, dict) and server.get("memory_budget") == "auto":
         del server["memory_budget"]  # the default, written out
@@ -84,7 +88,7 @@ def parse_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: arrays or tables are nested too deep") from error
 
 
-def convert_table(path: Path, where: str, raw: object, kind: type[T]) -> T:
+def convert_table(path: Path | str, where: str, raw: object, kind: type[T]) -> T:
     """`raw`, the table at `where` ("": the whole file), as a `kind`. Raises `ConfigError`."""
     try:
         return msgspec.convert(raw, kind, dec_hook=_decode)

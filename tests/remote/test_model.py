@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.collect import Folded
 from llmserve.config.provider import Retry
 from llmserve.config.units import Duration
 from llmserve.core import (
@@ -26,6 +25,7 @@ from llmserve.core import (
     ToolUse,
     Usage,
 )
+from llmserve.folding import Folded
 from llmserve.remote.client import LANE_SIZE
 from tests.remote import hostile as h
 from tests.remote.serving import KEY, KEY_ENV, provider, remote_service

@@ -1,7 +1,5 @@
 """POST /inference, the native dialect: wire Structs <-> core."""
 
-from typing import Any
-
 import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
@@ -9,30 +7,26 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.caller import caller_of
-from llmserve.api.collect import Folded, FoldedAnswer
+from llmserve.api.collect import FoldedAnswer
 from llmserve.api.endpoint import GENERATION, endpoint
-from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.http.upload import read_body
 from llmserve.api.native.schemas import (
     Details,
-    GrammarFormat,
     InferenceRequest,
     InferenceResponse,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Parameters,
-    RegexFormat,
-    ResponseFormat,
     StreamDelta,
     StreamReasoning,
 )
 from llmserve.api.streaming import StreamedAnswer, merge, sse_event
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
-from llmserve.engine.structured.gbnf import syntax_of
 from llmserve.errors import InvalidRequestError
+from llmserve.fields import stop_strings
+from llmserve.folding import Folded
 from llmserve.gateway import Gateway
+from llmserve.native import to_constraint, to_sampling
 
 
 @endpoint(
@@ -71,11 +65,11 @@ def to_core(wire: InferenceRequest) -> core.Request:
         messages=_messages(wire),
         mode=wire.mode,
         system=wire.system,
-        sampling=_sampling(parameters),
+        sampling=to_sampling(msgspec.structs.asdict(parameters)),
         max_tokens=parameters.max_tokens,
         stop=stop_strings(parameters.stop),
         seed=parameters.seed,
-        constraint=_constraint(wire.response_format),
+        constraint=to_constraint(wire.response_format),
         priority=wire.priority or "interactive",
         deterministic=bool(wire.deterministic),
         timeout_s=wire.timeout,
@@ -88,32 +82,8 @@ def _messages(wire: InferenceRequest) -> tuple[core.Message, ...] | None:
     return tuple(core.Message(message.role, message.content) for message in wire.messages)
 
 
-def _sampling(parameters: Parameters) -> core.SamplingParams:
-    """What is not given is neutral, but for the temperature."""
-    given: dict[str, Any] = {
-        name: value
-        for name in core.SamplingParams.__struct_fields__
-        if (value := getattr(parameters, name)) is not None
-    }
-    return core.SamplingParams(**{"temperature": core.DEFAULT_TEMPERATURE, **given})
-
-
 def render_text(folded: list[Folded]) -> bytes:
     return msgspec.json.encode(InferenceResponse(folded[0].text))
-
-
-def _constraint(wanted: ResponseFormat | None) -> core.Constraint | None:
-    match wanted:
-        case JsonObjectFormat():
-            return core.Constraint("json")
-        case JsonSchemaFormat(json_schema):
-            return core.Constraint("json_schema", bytes(json_schema.schema).decode())
-        case RegexFormat(regex):
-            return core.Constraint("regex", regex)
-        case GrammarFormat(grammar, syntax):
-            return core.Constraint(syntax or syntax_of(grammar), grammar)
-        case _:
-            return None
 
 
 def render_details(folded: list[Folded]) -> bytes:

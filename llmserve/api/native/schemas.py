@@ -1,22 +1,24 @@
 """The wire format of POST /inference. Ranges are in the types; nothing unknown is accepted."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from llmserve.api.fields import (
-    Grammar,
-    JsonObject,
+from llmserve.core import FinishReason, Mode, Priority, Timings
+from llmserve.fields import (
     LogitBias,
     MaxTokens,
     MinP,
     Penalty,
+    Seed,
     StopString,
     StopStrings,
     Temperature,
     Timeout,
+    TopK,
+    TopP,
 )
-from llmserve.core import FinishReason, Mode, Priority, Timings
+from llmserve.native import ResponseFormat
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -27,46 +29,15 @@ class Message(Struct, forbid_unknown_fields=True):
 class Parameters(Struct, forbid_unknown_fields=True):
     temperature: Temperature | None = None
     max_tokens: MaxTokens | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     stop: StopString | StopStrings | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    seed: Seed | None = None
+    top_k: TopK | None = None
     min_p: MinP | None = None
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
-
-
-class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    pass
-
-
-class JsonObjectFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
-    pass
-
-
-class JsonSchema(Struct, forbid_unknown_fields=True):
-    schema: JsonObject  # engine/structured/compiler.py bounds it
-    name: Annotated[str, Meta(max_length=256)] | None = None
-    description: Annotated[str, Meta(max_length=4096)] | None = None
-    strict: bool | None = None  # it is enforced either way
-
-
-class JsonSchemaFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
-    json_schema: JsonSchema
-
-
-class RegexFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="regex"):
-    regex: Grammar
-
-
-class GrammarFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="grammar"):
-    grammar: Grammar
-    syntax: Literal["lark", "gbnf"] | None = None  # none: what it looks like
-
-
-ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
 
 
 class InferenceRequest(Struct, forbid_unknown_fields=True):

@@ -9,10 +9,9 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.caller import caller_of
-from llmserve.api.collect import Folded, FoldedAnswer
+from llmserve.api.collect import FoldedAnswer
 from llmserve.api.endpoint import GENERATION, endpoint
-from llmserve.api.fields import stop_strings
-from llmserve.api.http.decode import MissingFieldError, decode_body
+from llmserve.api.http.decode import decode_body
 from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.http.upload import read_body
 from llmserve.api.openai.chat_schemas import (
@@ -35,7 +34,10 @@ from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.api.streaming import StreamedAnswer, merge
 from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import InvalidRequestError
+from llmserve.fields import stop_strings
+from llmserve.folding import Folded
 from llmserve.gateway import Gateway
+from llmserve.validation import MissingFieldError
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
     "functions": ([],),

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.fields import JsonObjectOrNull, MaxTokens
 from llmserve.api.openai.schemas import GenerationRequest, Inert, Refused, refused_but
+from llmserve.fields import JsonObjectOrNull, MaxTokens, ReasoningEffort
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -120,7 +120,6 @@ class Message(Struct, forbid_unknown_fields=True):
     annotations: Inert = None
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TemplateVariables = dict[str, Any]  # as llama-server and vLLM take them
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=4096)]
 

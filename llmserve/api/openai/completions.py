@@ -9,9 +9,8 @@ from starlette.responses import Response
 
 from llmserve import core
 from llmserve.api.caller import Caller, caller_of
-from llmserve.api.collect import Folded, FoldedAnswer
+from llmserve.api.collect import FoldedAnswer
 from llmserve.api.endpoint import GENERATION, endpoint
-from llmserve.api.fields import stop_strings
 from llmserve.api.http.decode import decode_body
 from llmserve.api.http.errors import ErrorEnvelope
 from llmserve.api.http.upload import read_body
@@ -35,6 +34,8 @@ from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_
 from llmserve.api.streaming import StreamedAnswer, merge
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
+from llmserve.fields import stop_strings
+from llmserve.folding import Folded
 from llmserve.gateway import Gateway
 
 MAX_PROMPTS = 64

@@ -2,11 +2,7 @@
 
 from collections.abc import Mapping
 
-from llmserve.api.http.decode import (
-    MissingFieldError,
-    UnknownFieldError,
-    UnknownKindError,
-)
+from llmserve.api.http.decode import UnknownKindError
 from llmserve.api.http.errors import Description, ErrorBody, describe
 from llmserve.api.http.upload import BodyTooLargeError
 from llmserve.errors import (
@@ -17,6 +13,7 @@ from llmserve.errors import (
     QueueFullError,
     TooLargeError,
 )
+from llmserve.validation import MissingFieldError, UnknownFieldError
 
 
 class UnsupportedFieldError(InvalidRequestError):

@@ -1,12 +1,12 @@
 """The wire's messages -> core's."""
 
 from llmserve import core
-from llmserve.api.http.decode import MissingFieldError
 from llmserve.api.openai.chat_schemas import Message, Part
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
 from llmserve.api.openai.tools import to_calls
 from llmserve.errors import InvalidRequestError
+from llmserve.validation import MissingFieldError
 
 _REFUSED: dict[str, tuple[object, ...]] = {
     "refusal": (),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, T
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.fields import (
+from llmserve.core import Priority
+from llmserve.fields import (
     Grammar,
     LogitBias,
     MinP,
@@ -20,7 +21,6 @@ from llmserve.api.fields import (
     TextsOrTokens,
     Timeout,
 )
-from llmserve.core import Priority
 
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 # Numbers, or base64 of little-endian float32; encoded already.

@@ -17,11 +17,11 @@ from msgspec import UNSET, Struct, UnsetType
 
 import llmserve
 from llmserve import core
-from llmserve.api.collect import Folded
 from llmserve.api.openai.schemas import Body, CompletionTokensDetails, PromptTokensDetails, Usage
 from llmserve.api.streaming import Indexed, sse_event
 from llmserve.config.schema import ModelSpec
 from llmserve.core import Finished, FinishReason, Part, Queued, Started
+from llmserve.folding import Folded
 from llmserve.gateway import Gateway
 
 DONE = sse_event(b"[DONE]")

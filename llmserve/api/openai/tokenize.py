@@ -16,14 +16,14 @@ from llmserve import core
 from llmserve.api.caller import Caller, caller_of
 from llmserve.api.collect import send_body
 from llmserve.api.endpoint import BODY, MODEL, endpoint
-from llmserve.api.fields import TokenId
 from llmserve.api.http.decode import decode_body, json_response
 from llmserve.api.http.upload import read_body
-from llmserve.api.openai.chat_schemas import Messages, ReasoningEffort, TemplateVariables, Tools
+from llmserve.api.openai.chat_schemas import Messages, TemplateVariables, Tools
 from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.tools import to_tools
 from llmserve.api.streaming import Answer
 from llmserve.errors import InvalidRequestError
+from llmserve.fields import ReasoningEffort, TokenId
 
 # Seconds of a thread at most: what comes as one word, such as a million times the same letter,
 # takes longest, and nothing can stop native code.

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from llmserve import core
-from llmserve.api.http.decode import MissingFieldError, decode_kind
+from llmserve.api.http.decode import decode_kind
 from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
 from llmserve.api.openai.responses.schemas import (
@@ -23,6 +23,7 @@ from llmserve.api.openai.responses.schemas import (
 )
 from llmserve.api.openai.tools import to_call
 from llmserve.errors import InvalidRequestError
+from llmserve.validation import MissingFieldError
 
 _KINDS: dict[str | None, type[InputItem]] = {
     None: MessageItem,

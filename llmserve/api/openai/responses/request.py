@@ -7,8 +7,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from llmserve import core
-from llmserve.api.fields import stop_strings
-from llmserve.api.http.decode import MissingFieldError, decode_kind
+from llmserve.api.http.decode import decode_kind
 from llmserve.api.openai.params import refuse, sampling, seeds
 from llmserve.api.openai.response_format import format_constraint, object_text
 from llmserve.api.openai.responses.history import to_messages
@@ -24,6 +23,8 @@ from llmserve.api.openai.responses.schemas import (
     ToolChoice,
 )
 from llmserve.api.openai.tools import named_tools, open_use, unique_tools
+from llmserve.fields import stop_strings
+from llmserve.validation import MissingFieldError
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
     "access_programs": (),

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llmserve.api.fields import JsonObjectOrNull, MaxTokens
-from llmserve.api.openai.chat_schemas import CallId, ReasoningEffort, ToolName
+from llmserve.api.openai.chat_schemas import CallId, ToolName
 from llmserve.api.openai.schemas import Inert, Refused, SamplingRequest, refused_but
+from llmserve.fields import JsonObjectOrNull, MaxTokens, ReasoningEffort
 
 Parts = Annotated[list["ContentPart"], Meta(max_length=1024)]
 

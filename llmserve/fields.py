@@ -1,6 +1,6 @@
 """The values that fields of several dialects have in common, with their ranges."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Raw
 
@@ -11,13 +11,17 @@ TextsOrTokens = str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Timeout = Annotated[float, Meta(gt=0, le=86_400)]  # seconds
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=16)]
 Grammar = Annotated[str, Meta(min_length=1, max_length=65536)]
 JsonObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]  # as it was sent
 JsonObjectOrNull = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null"]})]
 LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
