@@ -2,7 +2,7 @@
 
 A class takes from its base what it does not state itself; `code` and `type` are contract, as the
 statuses are. Foreign exceptions are translated in one place per library: msgspec in
-`validation.py`, llama.cpp's return codes in `engine/llama/call.py`, jinja in
+`wire/validation.py`, llama.cpp's return codes in `engine/llama/call.py`, jinja in
 `chat/template.py`, huggingface_hub and the disk it writes to in `hub/client.py`, httpx2 and the
 statuses of providers in `remote/errors.py`.
 """

@@ -6,7 +6,7 @@ from starlette.types import Send
 
 from llmserve.api.streaming import Answer, IndexedStream
 from llmserve.core import Event, Queued, Started
-from llmserve.folding import Folded
+from llmserve.wire.folding import Folded
 
 
 class FoldedAnswer(Answer):

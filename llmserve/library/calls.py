@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from llmserve.config.schema import ModelSpec
 from llmserve.core import Queued, Request, Started
-from llmserve.folding import Folded
 from llmserve.gateway import Gateway
 from llmserve.library.results import Generation, to_generation
+from llmserve.wire.folding import Folded
 
 _MAX_AT_ONCE = 512  # requests of one list that the engine has; more than a model has slots
 

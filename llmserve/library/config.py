@@ -16,7 +16,7 @@ from llmserve.config.load import convert_table, make_config, parse_toml
 from llmserve.config.provider import KEYS as PROVIDER_KEYS
 from llmserve.config.schema import Config, ModelSpec, ServerConfig
 from llmserve.errors import ConfigError, ModelNotFoundError
-from llmserve.validation import clipped
+from llmserve.wire.validation import clipped
 
 Table: TypeAlias = dict[str, Any]
 

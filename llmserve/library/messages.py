@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from llmserve.core import Message, Tool, ToolCall
 from llmserve.errors import InvalidRequestError
-from llmserve.validation import MissingFieldError, convert
+from llmserve.wire.validation import MissingFieldError, convert
 
 Messages: TypeAlias = Sequence[Message | Mapping[str, Any]]  # `Generation.message` is one
 

@@ -13,7 +13,8 @@ from msgspec import Meta, Struct
 from llmserve import core
 from llmserve.core import Constraint, EmbeddingRequest, Mode, Request, ToolUse
 from llmserve.errors import InvalidRequestError
-from llmserve.fields import (
+from llmserve.library.messages import to_messages, to_tools
+from llmserve.wire.fields import (
     LogitBias,
     MaxTokens,
     MinP,
@@ -28,9 +29,8 @@ from llmserve.fields import (
     TopP,
     stop_strings,
 )
-from llmserve.library.messages import to_messages, to_tools
-from llmserve.native import ResponseFormat, to_constraint, to_sampling
-from llmserve.validation import convert, unknown_field
+from llmserve.wire.native import ResponseFormat, to_constraint, to_sampling
+from llmserve.wire.validation import convert, unknown_field
 
 
 class Parameters(TypedDict, total=False):

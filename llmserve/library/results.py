@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from llmserve.core import FinishReason, Message, Timings, ToolCall
-from llmserve.folding import Folded
+from llmserve.wire.folding import Folded
 
 _MAX_SHOWN_LEN = 60
 

@@ -23,9 +23,9 @@ from llmserve.core import (
     ToolCallDelta,
 )
 from llmserve.errors import InvalidRequestError
-from llmserve.folding import Folded
 from llmserve.library.background import Background
 from llmserve.library.results import Generation, to_generation
+from llmserve.wire.folding import Folded
 
 StreamPart: TypeAlias = Delta | ReasoningDelta | ToolCallDelta
 _Item: TypeAlias = Event | BaseException | None

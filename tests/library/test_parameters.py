@@ -21,7 +21,7 @@ from llmserve.library.parameters import (
     prompt_requests,
     stream_request,
 )
-from llmserve.validation import MissingFieldError, UnknownFieldError
+from llmserve.wire.validation import MissingFieldError, UnknownFieldError
 
 USER = [{"role": "user", "content": "Hi"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

@@ -25,8 +25,8 @@ from llmserve.core import (
     ToolUse,
     Usage,
 )
-from llmserve.folding import Folded
 from llmserve.remote.client import LANE_SIZE
+from llmserve.wire.folding import Folded
 from tests.remote import hostile as h
 from tests.remote.serving import KEY, KEY_ENV, provider, remote_service
 from tests.serving import (

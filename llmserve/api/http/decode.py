@@ -9,7 +9,7 @@ from msgspec import Raw, Struct
 from starlette.responses import Response
 
 from llmserve.errors import InvalidRequestError
-from llmserve.validation import clipped, explain, value_at
+from llmserve.wire.validation import clipped, explain, value_at
 
 T = TypeVar("T")
 

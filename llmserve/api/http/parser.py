@@ -8,7 +8,7 @@ from collections.abc import Callable
 import h11
 
 from llmserve.errors import InvalidRequestError, LlmserveError
-from llmserve.validation import clipped
+from llmserve.wire.validation import clipped
 
 MAX_HEAD_BYTES = 32 << 10  # request line and headers; of a chunk: its size, extensions, trailers
 MAX_HEADERS = 100

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from llmserve.config.schema import ServerConfig
 from llmserve.errors import CrowdedError, InvalidRequestError, RequestTimeoutError, TooLargeError
-from llmserve.validation import clipped
+from llmserve.wire.validation import clipped
 
 _FREE_BYTES = 64 << 10  # of each body: ordinary requests get through whoever sends large ones
 _NUM_LARGE = 16  # bodies of the largest size that there is memory for

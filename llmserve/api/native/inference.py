@@ -23,10 +23,10 @@ from llmserve.api.native.schemas import (
 from llmserve.api.streaming import StreamedAnswer, merge, sse_event
 from llmserve.core import Delta, Event, Finished, ReasoningDelta, Started
 from llmserve.errors import InvalidRequestError
-from llmserve.fields import stop_strings
-from llmserve.folding import Folded
 from llmserve.gateway import Gateway
-from llmserve.native import to_constraint, to_sampling
+from llmserve.wire.fields import stop_strings
+from llmserve.wire.folding import Folded
+from llmserve.wire.native import to_constraint, to_sampling
 
 
 @endpoint(

@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llmserve.core import FinishReason, Mode, Priority, Timings
-from llmserve.fields import (
+from llmserve.wire.fields import (
     LogitBias,
     MaxTokens,
     MinP,
@@ -18,7 +18,7 @@ from llmserve.fields import (
     TopK,
     TopP,
 )
-from llmserve.native import ResponseFormat
+from llmserve.wire.native import ResponseFormat
 
 
 class Message(Struct, forbid_unknown_fields=True):

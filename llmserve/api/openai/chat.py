@@ -34,10 +34,10 @@ from llmserve.api.openai.tools import answer_call, call_delta, tool_use
 from llmserve.api.streaming import StreamedAnswer, merge
 from llmserve.core import Constraint, Delta, Finished, Part, ReasoningDelta, ToolCallDelta
 from llmserve.errors import InvalidRequestError
-from llmserve.fields import stop_strings
-from llmserve.folding import Folded
 from llmserve.gateway import Gateway
-from llmserve.validation import MissingFieldError
+from llmserve.wire.fields import stop_strings
+from llmserve.wire.folding import Folded
+from llmserve.wire.validation import MissingFieldError
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
     "functions": ([],),

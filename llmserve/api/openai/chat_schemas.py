@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llmserve.api.openai.schemas import GenerationRequest, Inert, Refused, refused_but
-from llmserve.fields import JsonObjectOrNull, MaxTokens, ReasoningEffort
+from llmserve.wire.fields import JsonObjectOrNull, MaxTokens, ReasoningEffort
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]

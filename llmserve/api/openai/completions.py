@@ -34,9 +34,9 @@ from llmserve.api.openai.stream import Head, StreamEncoder, finish_reason, fold_
 from llmserve.api.streaming import StreamedAnswer, merge
 from llmserve.core import Delta, Finished, Part, PromptLogprobs
 from llmserve.errors import InvalidRequestError
-from llmserve.fields import stop_strings
-from llmserve.folding import Folded
 from llmserve.gateway import Gateway
+from llmserve.wire.fields import stop_strings
+from llmserve.wire.folding import Folded
 
 MAX_PROMPTS = 64
 MAX_GENERATIONS = 128  # prompts times n, or best_of

@@ -13,7 +13,7 @@ from llmserve.errors import (
     QueueFullError,
     TooLargeError,
 )
-from llmserve.validation import MissingFieldError, UnknownFieldError
+from llmserve.wire.validation import MissingFieldError, UnknownFieldError
 
 
 class UnsupportedFieldError(InvalidRequestError):

@@ -6,7 +6,7 @@ from llmserve.api.openai.errors import UnsupportedFieldError
 from llmserve.api.openai.params import refuse
 from llmserve.api.openai.tools import to_calls
 from llmserve.errors import InvalidRequestError
-from llmserve.validation import MissingFieldError
+from llmserve.wire.validation import MissingFieldError
 
 _REFUSED: dict[str, tuple[object, ...]] = {
     "refusal": (),

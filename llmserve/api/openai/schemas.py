@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, T
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llmserve.core import Priority
-from llmserve.fields import (
+from llmserve.wire.fields import (
     Grammar,
     LogitBias,
     MinP,

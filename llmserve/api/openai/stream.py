@@ -21,8 +21,8 @@ from llmserve.api.openai.schemas import Body, CompletionTokensDetails, PromptTok
 from llmserve.api.streaming import Indexed, sse_event
 from llmserve.config.schema import ModelSpec
 from llmserve.core import Finished, FinishReason, Part, Queued, Started
-from llmserve.folding import Folded
 from llmserve.gateway import Gateway
+from llmserve.wire.folding import Folded
 
 DONE = sse_event(b"[DONE]")
 

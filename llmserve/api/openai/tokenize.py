@@ -23,7 +23,7 @@ from llmserve.api.openai.messages import to_messages
 from llmserve.api.openai.tools import to_tools
 from llmserve.api.streaming import Answer
 from llmserve.errors import InvalidRequestError
-from llmserve.fields import ReasoningEffort, TokenId
+from llmserve.wire.fields import ReasoningEffort, TokenId
 
 # Seconds of a thread at most: what comes as one word, such as a million times the same letter,
 # takes longest, and nothing can stop native code.

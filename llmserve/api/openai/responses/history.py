@@ -23,7 +23,7 @@ from llmserve.api.openai.responses.schemas import (
 )
 from llmserve.api.openai.tools import to_call
 from llmserve.errors import InvalidRequestError
-from llmserve.validation import MissingFieldError
+from llmserve.wire.validation import MissingFieldError
 
 _KINDS: dict[str | None, type[InputItem]] = {
     None: MessageItem,

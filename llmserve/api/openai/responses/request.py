@@ -23,8 +23,8 @@ from llmserve.api.openai.responses.schemas import (
     ToolChoice,
 )
 from llmserve.api.openai.tools import named_tools, open_use, unique_tools
-from llmserve.fields import stop_strings
-from llmserve.validation import MissingFieldError
+from llmserve.wire.fields import stop_strings
+from llmserve.wire.validation import MissingFieldError
 
 _REFUSED: dict[str, tuple[object, ...]] = {  # with the values that ask for nothing
     "access_programs": (),

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llmserve.api.openai.chat_schemas import CallId, ToolName
 from llmserve.api.openai.schemas import Inert, Refused, SamplingRequest, refused_but
-from llmserve.fields import JsonObjectOrNull, MaxTokens, ReasoningEffort
+from llmserve.wire.fields import JsonObjectOrNull, MaxTokens, ReasoningEffort
 
 Parts = Annotated[list["ContentPart"], Meta(max_length=1024)]
 

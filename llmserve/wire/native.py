@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from llmserve.core import DEFAULT_TEMPERATURE, Constraint, SamplingParams
 from llmserve.engine.structured.gbnf import syntax_of
-from llmserve.fields import Grammar, JsonObject
+from llmserve.wire.fields import Grammar, JsonObject
 
 
 class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
