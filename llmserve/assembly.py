@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from llmserve.auth.keyring import Keyring
 from llmserve.config.schema import Config, ModelSpec
 from llmserve.gateway import Gateway
+from llmserve.machine.memory import give_back
 from llmserve.pool.loader import EngineLoader
-from llmserve.pool.memory.budget import MemoryBudget, give_back
+from llmserve.pool.memory.budget import MemoryBudget
 from llmserve.pool.pool import Pool
 from llmserve.process.launcher import ProcessLauncher, ThreadLauncher
 from llmserve.remote.remotes import Remotes

@@ -34,7 +34,7 @@ PACKAGE = ROOT / "llmserve"
 DOCS = PACKAGE / "docs"
 MODELS_TOML = (ROOT / "models.toml").read_text(encoding="utf-8")
 MAX_README_LINES = 200
-COMING = {"machine"}  # a room that is being written
+COMING: set[str] = set()  # rooms that are being written
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file())
 COMMENTED = re.compile(r"^# (?=\[|\w+ = )", re.MULTILINE)

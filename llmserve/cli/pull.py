@@ -16,7 +16,7 @@ from llmserve.errors import ConfigError, ModelFileError
 from llmserve.hub import cache
 from llmserve.hub.locate import Fetched, fetch, locate
 from llmserve.hub.quants import Weights, choose, group
-from llmserve.pool.memory.budget import machine_bytes
+from llmserve.machine.memory import total_bytes
 
 USABLE = 0.8  # of the machine's memory
 OVERHEAD = 1.2  # context and work buffers on top of the weights
@@ -130,7 +130,7 @@ def _print_list(ref: HubRef) -> None:
         click.echo(line)
     click.echo(
         f"\n*: taken for {ref.text}. FITS: the file and {OVERHEAD - 1:.0%} for the context"
-        f" in {USABLE:.0%} of this machine's {human(machine_bytes())}."
+        f" in {USABLE:.0%} of this machine's {human(total_bytes())}."
     )
 
 
@@ -157,4 +157,4 @@ def _row(one: Weights, is_chosen: bool, on_disk: bool) -> tuple[str, str, str, s
 
 def fits(size_bytes: int) -> bool:
     """Whether weights of `size_bytes` leave room for a context."""
-    return size_bytes * OVERHEAD <= machine_bytes() * USABLE
+    return size_bytes * OVERHEAD <= total_bytes() * USABLE

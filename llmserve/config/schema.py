@@ -79,7 +79,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     speculation: bool = True  # whether steps may verify guesses at what comes next
     prefix_cache: Size | None = None  # for parked prefixes; None: a share of the memory budget
     pinned_prompts: tuple[Text, ...] = ()  # system messages whose prefixes are always known
-    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: the physical cores
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: as many as can run at once
     default_mode: Mode | None = None
     pooling: Pooling | None = None  # for embeddings; None: as the model's file says, if it does
     keep_alive: Duration | None = None  # unload after so long without a request; None: never

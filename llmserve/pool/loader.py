@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 from pathlib import Path
 from urllib.parse import quote
@@ -16,11 +17,14 @@ from llmserve.engine.runtime import LlamaParams
 from llmserve.engine.thread import ModelThread
 from llmserve.gguf.header import ModelFiles, read_model
 from llmserve.hub.locate import locate_all, obtain
+from llmserve.machine.cpu import default_threads
 from llmserve.pool.load_plan import LoadPlan, plan_load
 from llmserve.pool.memory.estimate import repacked_types
 from llmserve.pool.progress import DownloadProgress, Progress
 from llmserve.process.launcher import Launcher
 from llmserve.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 
 class EngineLoader:
@@ -90,7 +94,7 @@ class EngineLoader:
                 context_length=plan.context_length,
                 max_sequences=plan.max_sequences,
                 max_outputs=plan.max_outputs,
-                num_threads=spec.threads,
+                num_threads=_num_threads(spec),
                 embedding=plan.embedding,
                 generates=plan.generates,
             ),
@@ -134,6 +138,14 @@ class EngineMetrics:
 
     def on_load(self, load: Load) -> None:
         self._metrics.observe_load(self._name, load.num_running, load.num_waiting)
+
+
+def _num_threads(spec: ModelSpec) -> int:
+    if spec.threads:
+        return spec.threads
+    chosen = default_threads()
+    log.info("%s: threads = %d (%s)", spec.name, chosen.num, chosen.reason)
+    return chosen.num
 
 
 def policy(spec: ModelSpec) -> Policy:

@@ -1,15 +1,13 @@
 """Load spec -> a running model: in a process of its own, or in threads of the server."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
-
-import psutil
 
 from llmserve.engine.interface import Facade
 from llmserve.engine.load_spec import BACKEND, LoadProgress, LoadSpec, Machine
 from llmserve.engine.messages import EngineObserver
+from llmserve.machine.memory import read_bytes
 from llmserve.process.child_process import ChildProcess, Spawned, crashed, first_of, spawn
 from llmserve.process.client import ProcessEngine
 from llmserve.process.messages import FromChild, NotLoaded, Open, Progress, Ready
@@ -140,8 +138,8 @@ def _reads_of(pid: int) -> Callable[[], bool]:
     def has_read() -> bool:
         nonlocal last
         before = last
-        with contextlib.suppress(psutil.Error, AttributeError, NotImplementedError):
-            last = psutil.Process(pid).io_counters().read_bytes
+        now = read_bytes(pid)
+        last = last if now is None else now
         return last != before
 
     has_read()

@@ -332,7 +332,7 @@ class TestAdd:
 
 class TestMemory:
     def test_fits_leaves_room_for_the_context(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pull, "machine_bytes", lambda: 1200)
+        monkeypatch.setattr(pull, "total_bytes", lambda: 1200)
         assert pull.fits(800)
         assert not pull.fits(801)
 

@@ -12,7 +12,7 @@ from llmserve.api.http.auth import Level
 from llmserve.api.http.decode import json_response
 from llmserve.config.schema import ConfigChange, ModelSpec
 from llmserve.gateway import Gateway
-from llmserve.pool.memory.budget import process_bytes
+from llmserve.machine.memory import process_bytes
 from llmserve.pool.model import Model, State
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ import llama_cpp
 import llama_cpp.llama_cpp as lib
 import msgspec
 import numpy as np
-import psutil
 
 from llmserve.core import Vectors
 from llmserve.engine.llama.call import (
@@ -46,6 +45,7 @@ from llmserve.engine.runtime import (
 )
 from llmserve.engine.token_bounds import cutting_marks, parts_of
 from llmserve.errors import EngineError, ModelFileError, sanitized
+from llmserve.machine.cpu import default_threads
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -93,7 +93,7 @@ class LlamaRuntime:
             raise
 
     def _make_contexts(self, params: LlamaParams) -> None:
-        num_threads = params.num_threads or default_num_threads()
+        num_threads = params.num_threads or default_threads().num
         if params.generates:
             self._context = _new_context(self._model, params, num_threads, self._abort_flag)
             self._cells = LlamaCells(
@@ -245,12 +245,6 @@ class LlamaRuntime:
         if self._context is not None:
             lib.llama_free(self._context)
         lib.llama_model_free(self._model)
-
-
-def default_num_threads() -> int:
-    """The physical cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1 << 16
-    return max(1, min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, allowed))
 
 
 def system_info() -> str:
