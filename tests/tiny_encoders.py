@@ -1,18 +1,54 @@
 """Small encoders with random weights that llama.cpp really loads, as `tiny_models` has decoders.
 
-The BERT is the benchmark's.
+The vocabulary is WordPiece with every printable ASCII character in it, at the start of a word and
+within one; any other character is [UNK].
 """
 
 from pathlib import Path
+from typing import Final
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.bench.encoder import CLS, SEP, add_settings, add_wordpiece, write_bert
 from tests.tiny_models import TinyModel, WeightType
 
-__all__ = ["CLS", "SEP", "NumpyBert", "write_bert", "write_nomic_bert", "write_t5_encoder"]
+CLS: Final = 2
+SEP: Final = 3
+_SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CHARACTERS: Final = [chr(code) for code in range(33, 127)]
+
+
+def write_bert(
+    path: Path,
+    *,
+    layers: int = 2,
+    embedding: int = 64,
+    heads: int = 4,
+    feed_forward: int = 128,
+    vocab: int = 320,
+    context: int = 512,
+    pooling: int | None = gguf.PoolingType.MEAN,
+    weights: WeightType = "f16",
+    seed: int = 0,
+) -> Path:
+    """A BERT: learned positions, LayerNorm after each part, GELU, biases everywhere."""
+    model = TinyModel(path, "bert", weights, seed)
+    _add_settings(model.writer, layers, embedding, heads, feed_forward, context, pooling)
+    _add_wordpiece(model.writer, vocab)
+    model.weight("token_embd", embedding, vocab)
+    _table(model, "position_embd", embedding, context)
+    _table(model, "token_types", embedding, 2)
+    _norm(model, "token_embd_norm", embedding)
+    for i in range(layers):
+        block = f"blk.{i}"
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            _linear(model, f"{block}.{part}", embedding, embedding)
+        _norm(model, f"{block}.attn_output_norm", embedding)
+        _linear(model, f"{block}.ffn_up", embedding, feed_forward)
+        _linear(model, f"{block}.ffn_down", feed_forward, embedding)
+        _norm(model, f"{block}.layer_output_norm", embedding)
+    return model.write()
 
 
 def write_nomic_bert(
@@ -30,9 +66,9 @@ def write_nomic_bert(
 ) -> Path:
     """A nomic-bert: rotary positions, a gated feed-forward network, no biases of matrices."""
     model = TinyModel(path, "nomic-bert", weights, seed)
-    add_settings(model.writer, layers, embedding, heads, feed_forward, context, pooling)
+    _add_settings(model.writer, layers, embedding, heads, feed_forward, context, pooling)
     model.set({"rope.freq_base": 1000.0})
-    add_wordpiece(model.writer, vocab)
+    _add_wordpiece(model.writer, vocab)
     model.weight("token_embd", embedding, vocab)
     _table(model, "token_types", embedding, 2)
     _norm(model, "token_embd_norm", embedding)
@@ -60,7 +96,7 @@ def write_t5_encoder(
 ) -> Path:
     """The encoder of a T5: relative positions as biases of the attention's scores."""
     model = TinyModel(path, "t5encoder", "f16", seed)
-    add_settings(model.writer, layers, embedding, heads, feed_forward, 512, None)
+    _add_settings(model.writer, layers, embedding, heads, feed_forward, 512, None)
     model.set({"attention.relative_buckets_count": 32, "attention.layer_norm_rms_epsilon": 1e-6})
     model.add_vocabulary(vocab)
     model.weight("token_embd", embedding, vocab)
@@ -77,6 +113,51 @@ def write_t5_encoder(
         model.weight(f"{block}.ffn_up", embedding, feed_forward)
         model.weight(f"{block}.ffn_down", feed_forward, embedding)
     return model.write()
+
+
+def _add_settings(
+    writer: gguf.GGUFWriter,
+    layers: int,
+    embedding: int,
+    heads: int,
+    feed_forward: int,
+    context: int,
+    pooling: int | None,
+) -> None:
+    writer.add_block_count(layers)
+    writer.add_context_length(context)
+    writer.add_embedding_length(embedding)
+    writer.add_feed_forward_length(feed_forward)
+    writer.add_head_count(heads)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
+
+
+def _add_wordpiece(writer: gguf.GGUFWriter, num_tokens: int) -> None:
+    """As llama.cpp's converter writes it: `▁` begins a word, what continues one is bare."""
+    tokens = [*_SPECIAL_TOKENS, *(f"▁{c}" for c in _CHARACTERS), *_CHARACTERS]
+    tokens += [f"▁w{i}" for i in range(num_tokens - len(tokens))]
+    assert len(tokens) == num_tokens, "the vocabulary needs at least 193 tokens"
+    types = [gguf.TokenType.CONTROL] * len(_SPECIAL_TOKENS)
+    types += [gguf.TokenType.NORMAL] * (num_tokens - len(types))
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_type_count(2)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(CLS)
+    writer.add_eos_token_id(SEP)
+    writer.add_sep_token_id(SEP)
+    writer.add_pad_token_id(0)
+    writer.add_mask_token_id(4)
+
+
+def _linear(model: TinyModel, name: str, num_in: int, num_out: int) -> None:
+    model.weight(name, num_in, num_out)
+    _noise(model, f"{name}.bias", (num_out,), 0.1)
 
 
 def _norm(model: TinyModel, name: str, size: int) -> None:

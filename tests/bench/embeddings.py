@@ -11,10 +11,10 @@ import httpx2
 
 from llmserve.config.load import load_config
 from llmserve.hub.locate import locate
-from tests.bench.encoder import CLS, SEP, write_bert
 from tests.bench.figures import Figure
 from tests.bench.targets import Server, temporary_config
 from tests.bench.workload import short_texts
+from tests.tiny_encoders import CLS, SEP, write_bert
 
 NUM_TEXTS = 64
 # all-MiniLM-L6-v2, the most downloaded of all embedding models, at 23 M parameters.

@@ -159,8 +159,9 @@ def _request(num_words: int, *, stream: bool, pause_ms: int) -> bytes:
         "max_tokens": num_words, "stream": stream, "seed": pause_ms,
     }  # fmt: skip
     data = msgspec.json.encode(body)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
 
 
 @contextlib.contextmanager
