@@ -41,9 +41,13 @@ def _memory_limit(folder: Path) -> MemoryLimit | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         limit, used = _number(folder / limit_file), _number(folder / used_file)
-        if limit is not None and limit < _NO_LIMIT:
-            cache = _counts(folder / "memory.stat").get(cache_key, 0)
-            return MemoryLimit(int(limit), int(max(0, (used or 0) - cache)))
+        if limit is None:
+            continue
+        counts = _counts(folder / "memory.stat")
+        # Version 1 tells the tightest limit above, also of groups that a namespace hides.
+        limit = min(limit, counts.get("hierarchical_memory_limit", limit))
+        if limit < _NO_LIMIT:
+            return MemoryLimit(limit, max(0, (used or 0) - counts.get(cache_key, 0)))
     return None
 
 
@@ -68,16 +72,17 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
     mounts = _mounts(controller if is_v1 else None, root)
     if not mounts:
         return
-    holding = (
+    # Every mount that holds the group: of one that was bind-mounted the parents cannot be seen.
+    # Where none does, as in some namespaces, what is mounted is all that can be seen of the group.
+    holding = [
         (point, inside)
         for mounted, point in mounts
         if (inside := _inside(group, mounted)) is not None
-    )
-    # In a namespace, or bind-mounted: what is mounted is all that can be seen of the group.
-    point, inside = next(holding, (mounts[0][1], ()))
-    top = root / point.lstrip("/")
-    for depth in range(len(inside), -1, -1):
-        yield top.joinpath(*inside[:depth])
+    ]
+    for point, inside in holding or [(mounts[0][1], ())]:
+        top = root / point.lstrip("/")
+        for depth in range(len(inside), -1, -1):
+            yield top.joinpath(*inside[:depth])
 
 
 def _own_group(controller: str, root: Path) -> tuple[str, bool] | None:
@@ -108,8 +113,12 @@ def _mounts(controller: str | None, root: Path) -> list[tuple[str, str]]:
 
 
 def _inside(group: str, mounted: str) -> tuple[str, ...] | None:
-    """The folders that lead from what is mounted to the group; None if it is not in there."""
-    if ".." in group.split("/"):  # of a process that came from outside its namespace
+    """The folders that lead from what is mounted to the group; None if it is not in there.
+
+    Both are seen from the process's namespace, where `/..` is outside of it: the names of the
+    folders from there to here are not told, so such a mount only shows its own root.
+    """
+    if ".." in group.split("/") or ".." in mounted.split("/"):
         return None
     top = mounted.rstrip("/")
     if group != top and not group.startswith(top + "/"):

@@ -97,8 +97,23 @@ def test_a_subtree_may_be_what_is_mounted(tmp_path: Path) -> None:
     tree = Tree(tmp_path, "4:memory:/docker/abc/in", outer, inner)
     tree.memory_v1("sys/fs/cgroup/memory/in", 300)
     tree.memory_v1("sys/fs/cgroup/memory", 400)
-    tree.memory_v1("mnt/all/docker/abc/in", 1)
     assert tree.limits == [300, 400]
+
+
+def test_a_bind_mount_of_the_own_group_hides_no_parent_that_can_be_seen(tmp_path: Path) -> None:
+    inner = V1_MEMORY.replace(" / /sys/fs/cgroup/memory", " /a/b /mnt/own")
+    tree = Tree(tmp_path, "4:memory:/a/b", V1_MEMORY, inner)
+    tree.memory_v1("mnt/own", 2**63 - 4096)
+    tree.memory_v1("sys/fs/cgroup/memory/a/b", 2**63 - 4096)
+    tree.memory_v1("sys/fs/cgroup/memory/a", 512)
+    assert tree.limits == [512]
+
+
+def test_version_1_tells_a_limit_above_a_namespace(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "4:memory:/", V1_MEMORY.replace(" / ", " /../.. ", 1), V1_MEMORY)
+    tree.memory_v1("sys/fs/cgroup/memory", 2**63 - 4096, used=9)
+    tree.write("sys/fs/cgroup/memory/memory.stat", "hierarchical_memory_limit 512")
+    assert memory_limits(tmp_path) == [MemoryLimit(512, 9)]
 
 
 def test_a_name_that_begins_alike_is_another_group(tmp_path: Path) -> None:
