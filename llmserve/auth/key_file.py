@@ -81,7 +81,9 @@ def parse_variable(variable: str, text: str) -> dict[str, Key]:
         name, secret = (named[1].strip(), named[2].strip()) if named else (f"key{number}", entry)
         if named and not is_name(name):
             # Not shown: it may be the beginning of a key.
-            raise ConfigError(f"{where}: before = is no name: use letters, digits, _ and -")
+            raise ConfigError(
+                f"{where}: before = is not a valid name: use letters, digits, _ and -"
+            )
         if not is_usable(secret):
             raise ConfigError(f"{where}: has a space or another character that no header can have")
         if name in keys:
@@ -103,7 +105,9 @@ def read_file(path: Path) -> dict[str, Key]:
     keys: dict[str, Key] = {}
     for name, table in file.keys.items():
         if not is_name(name):
-            raise ConfigError(f"{path}: keys: {name!r} is no name: use letters, digits, _ and -")
+            raise ConfigError(
+                f"{path}: keys: {name!r} is not a valid name: use letters, digits, _ and -"
+            )
         keys[name] = convert_table(path, f"keys.{name}", table, Key)
     _check_unique(str(path), keys)
     return keys

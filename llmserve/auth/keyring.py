@@ -159,11 +159,11 @@ def check_exposure(address: str, *, has_keys: bool, is_insecure_meant: bool) -> 
         return
     if not is_insecure_meant:
         raise ConfigError(
-            f"whoever can reach {address} could use this server, for there is no API key: set"
+            f"anyone who can reach {address} could use this server, because it has no API key: set"
             " LLMSERVE_API_KEYS, or api_keys_file in models.toml (llmserve keys new NAME --add"
             " FILE), or listen on 127.0.0.1; --insecure-no-auth starts it all the same"
         )
-    log.warning("whoever can reach %s can use this server: there is no API key", address)
+    log.warning("anyone who can reach %s can use this server: it has no API key", address)
 
 
 def _is_loopback(address: str) -> bool:

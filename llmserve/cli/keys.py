@@ -34,7 +34,8 @@ def new(name: str, path: Path | None) -> None:
     """
     if not is_name(name):
         raise click.BadParameter(
-            f"{name!r} is no name: use up to 64 letters, digits, _ and -", param_hint="NAME"
+            f"{name!r} is not a valid name: use up to 64 letters, digits, _ and -",
+            param_hint="NAME",
         )
     secret = new_secret()
     key = Key(sha256(secret.encode()))

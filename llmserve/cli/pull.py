@@ -26,7 +26,7 @@ OVERHEAD = 1.2  # context and work buffers on top of the weights
 @click.argument("ref")
 @click.option("--file", help="The .gguf file to take, instead of a quantization.")
 @click.option("--revision", help="Branch, tag or commit. Default: the newest.")
-@click.option("--sha256", help="What the file must hash to.")
+@click.option("--sha256", help="Expected SHA-256 of the file.")
 @click.option("--list", "only_list", is_flag=True, help="Show what there is; download nothing.")
 @click.option("--add", "add_name", metavar="NAME", help="Append an entry NAME to models.toml.")
 @config_option
@@ -80,7 +80,8 @@ def _resolve(text: str, config: Config, options: dict[str, str | None]) -> HubRe
             raise ModelFileError(f"--{error.key}: {error.reason}") from error
         names = ", ".join(config.names)
         raise ModelFileError(
-            f"{text!r} is no model of {config.path} (it has {names}), and on the hub {error.reason}"
+            f"{text!r} is not a model of {config.path} (it has {names}), and on the hub"
+            f" {error.reason}"
         ) from error
 
 

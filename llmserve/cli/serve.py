@@ -35,13 +35,12 @@ log = logging.getLogger(__name__)
     show_default=True,
     help="auto: text on a terminal, JSON elsewhere.",
 )
-@click.option(
-    "--log-prompts", is_flag=True, help="Log prompts and answers, which is never done else."
-)
+@click.option("--log-prompts", is_flag=True, help="Log prompts and answers; off by default.")
 @click.option(
     "--insecure-no-auth",
     is_flag=True,
-    help="Listen to other machines without an API key: whoever can reach it may use it.",
+    help="Listen to other machines without an API key: anyone who can reach this address can"
+    " use it.",
 )
 def serve(
     host: str | None,

@@ -14,4 +14,4 @@ def default_config_path() -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise ConfigError("there is no models.toml here; name one with --config")
+    raise ConfigError("models.toml not found; pass --config")

@@ -51,13 +51,13 @@ def make_ref(
     repo, colon, quant = hf.partition(":")
     _check_repo(repo)
     if colon and not _QUANT.fullmatch(quant):
-        raise BadRefError("hf", f"{quant!r} is no quantization; write owner/repo:Q4_K_M")
+        raise BadRefError("hf", f"{quant!r} is not a valid quantization; write owner/repo:Q4_K_M")
     if quant and file is not None:
         raise BadRefError("file", f"hf already names the quantization {quant!r}; give one of both")
     if file is not None:
         _check_file(file)
     if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
-        raise BadRefError("revision", f"{revision!r} is no branch, tag or commit")
+        raise BadRefError("revision", f"{revision!r} is not a valid branch, tag or commit")
     sha256 = sha256.lower() if sha256 is not None else None
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise BadRefError("sha256", f"{sha256!r} is not 64 hexadecimal digits")
@@ -93,11 +93,11 @@ def _check_repo(repo: str) -> None:
     owner, _, name = repo.partition("/")
     well_formed = _REPO_PART.fullmatch(owner) and _REPO_PART.fullmatch(name)
     if not well_formed or "--" in repo or ".." in repo or len(repo) > _MAX_REPO_LEN:
-        raise BadRefError("hf", f"{repo!r} is no repository; write owner/repo")
+        raise BadRefError("hf", f"{repo!r} is not a valid repository; write owner/repo")
 
 
 def _check_file(file: str) -> None:
     if not check_repo_path(file):
-        raise BadRefError("file", f"{file!r} is no path inside a repository")
+        raise BadRefError("file", f"{file!r} is not a valid path inside a repository")
     if not file.lower().endswith(".gguf"):
         raise BadRefError("file", f"{file!r} is no .gguf file")

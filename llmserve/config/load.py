@@ -183,7 +183,9 @@ def _complete(path: Path, name: str, spec: ModelSpec) -> ModelSpec:
     where = f"{path}: models.{name}"
     for word in (name, *spec.aliases):
         if not _NAME.fullmatch(word):
-            raise ConfigError(f"{where}: {word!r} is no model name: use letters, digits, . _ : / -")
+            raise ConfigError(
+                f"{where}: {word!r} is not a valid model name: use letters, digits, . _ : / -"
+            )
     given = [source for source in _SOURCES if getattr(spec, source) is not None]
     if len(given) != 1:
         has = f"has {' and '.join(given)}" if given else "has no source"

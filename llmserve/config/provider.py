@@ -85,11 +85,11 @@ def _url_problem(url: str, *, allow_insecure: bool) -> str | None:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        return f"is no address: {error}"
+        return f"is not a valid address: {error}"
     if "@" in parts.netloc:  # not shown, as it may have a password
         return "has a user name or password; keys come from the environment: use api_key_env"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"{url!r} is no address; write it like 'https://provider.example/v1'"
+        return f"{url!r} is not a valid address; write it like 'https://provider.example/v1'"
     if parts.query or parts.fragment:
         return f"{url!r} has more than a path; leave out what follows ? or #"
     if re.search(r"[^\x21-\x7e]", url):
@@ -119,7 +119,9 @@ def is_private(host: str) -> bool:
 def _headers_problem(headers: Headers) -> str | None:
     for name, value in headers:
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            return f"{name!r} is no header, or its value has characters that none may have"
+            return (
+                f"{name!r} is not a valid header, or its value has characters that are not allowed"
+            )
         if name.lower() in _SECRET_HEADERS:
             return f"{name!r} is a key, and keys come from the environment: use api_key_env"
         if name.lower() in _OUR_HEADERS:

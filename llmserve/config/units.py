@@ -17,7 +17,9 @@ class Size(int):
         """`"6GiB"`. Raises ValueError that says what is expected."""
         match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
         if not match or match[2].upper() not in _SIZES:
-            raise ValueError(f"{text!r} is no size; write a number and a unit, such as '6GiB'")
+            raise ValueError(
+                f"{text!r} is not a valid size; write a number and a unit, such as '6GiB'"
+            )
         return cls(float(match[1]) * _SIZES[match[2].upper()])
 
 
@@ -29,7 +31,9 @@ class Duration(float):
         """`"10m"`. Raises ValueError that says what is expected."""
         match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
         if not match or match[2].lower() not in _DURATIONS:
-            raise ValueError(f"{text!r} is no duration; write a number and a unit, such as '10m'")
+            raise ValueError(
+                f"{text!r} is not a valid duration; write a number and a unit, such as '10m'"
+            )
         return cls(float(match[1]) * _DURATIONS[match[2].lower()])
 
 
@@ -42,8 +46,8 @@ class HostName(str):
         name = text.lower().removesuffix(".") if isinstance(text, str) else ""
         if not _HOST_NAME.fullmatch(name):
             raise ValueError(
-                f"{text!r} is no name of a host; write it without scheme, port and path, such as"
-                " 'llm.example' or '*.example'"
+                f"{text!r} is not a valid host name; write it without scheme, port and path,"
+                " such as 'llm.example' or '*.example'"
             )
         return cls(name)
 
@@ -57,8 +61,8 @@ class Origin(str):
         origin = text.lower() if isinstance(text, str) else ""
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"{text!r} is no origin; write scheme and host, and the port if it is not the"
-                " scheme's own, such as 'https://app.example' or 'http://localhost:3000'"
+                f"{text!r} is not a valid origin; write scheme and host, and the port if it is not"
+                " the scheme's own, such as 'https://app.example' or 'http://localhost:3000'"
             )
         return cls(origin)
 

@@ -39,7 +39,8 @@ def guarded_client(endpoint: str) -> httpx2.Client:
             raise OfflineModeIsEnabled
         if not is_allowed(request.url, origin):
             raise HubError(
-                f"{endpoint} redirects to {request.url.host}, which is no host of the hub: refused"
+                f"{endpoint} redirects to {request.url.host}, which is not a host of the hub:"
+                " refused"
             )
 
     return httpx2.Client(event_hooks={"request": [check_host]}, follow_redirects=True)

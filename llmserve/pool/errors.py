@@ -30,9 +30,9 @@ def still_loading(model: Model, now_s: float) -> ModelLoadingError:
 def quarantined(model: Model) -> ModelQuarantinedError:
     name = model.spec.name
     return ModelQuarantinedError(
-        f"model {name!r} is in quarantine: its process has died {model.restarts.num_in_row} times"
-        f" in a row without answering anything ({model.crash_message}); GET /models has its last"
-        f" words. Replace its file, change [models.{name}] and reload, or"
+        f"model {name!r} is quarantined: its process crashed {model.restarts.num_in_row} times in a"
+        f" row without answering anything ({model.crash_message}); GET /models shows its last"
+        f" output. Replace its file, change [models.{name}] and reload, or"
         f" POST /models/{name}/load to try again"
     )
 

@@ -19,7 +19,7 @@ _HEAD_BYTES = 4
 
 
 class ChannelError(Exception):
-    """The other side sent what is no message, or the message cannot be sent."""
+    """The other side sent an invalid message, or the message cannot be sent."""
 
 
 class Outgoing:
@@ -40,7 +40,7 @@ class Outgoing:
                 raise ChannelError(f"has {size} bytes, more than {MAX_FRAME_BYTES}")
         except UnicodeEncodeError as error:
             del self._buffer[start:]
-            raise ChannelError("is no valid Unicode: it has half of a surrogate pair") from error
+            raise ChannelError("is not valid Unicode: it has half of a surrogate pair") from error
         except (OverflowError, RecursionError, TypeError) as error:
             del self._buffer[start:]
             raise ChannelError(f"cannot be handed on: {error}") from error

@@ -180,7 +180,7 @@ class ChildProcess:
 
     def _on_lost(self, error: ChannelError | None) -> None:
         if error:
-            self.kill(f"sent what is no message ({error})")
+            self.kill(f"sent an invalid message ({error})")
         if not self._lost.done():
             self._lost.set_result(None)
 

@@ -135,7 +135,7 @@ def _call(call: ToolCall, path: str) -> dict[str, object]:
         arguments = msgspec.json.decode(call.arguments, type=dict[str, Raw])
     except UNREADABLE as error:
         raise InvalidRequestError(
-            f"{path}.tool_calls: the arguments of {call.name!r} are no JSON object",
+            f"{path}.tool_calls: the arguments of {call.name!r} are not a JSON object",
             param=f"{path}.tool_calls",
         ) from error
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}

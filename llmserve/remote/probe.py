@@ -148,7 +148,7 @@ async def _ask(model: RemoteModel) -> str:
                 case Delta(words) | ReasoningDelta(words):
                     text += words
                 case Finished(timings=timings):
-                    return f"{text.strip()[:60]!r}, first words after {timings.ttft_s:.2f} s"
+                    return f"{text.strip()[:60]!r}, first token after {timings.ttft_s:.2f} s"
     raise AssertionError("every answer ends")
 
 

@@ -103,7 +103,7 @@ def encode_body(body: dict[str, object]) -> bytes:
         return msgspec.json.encode(body)
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
-            "the request is no valid Unicode: it has half of a surrogate pair"
+            "the request is not valid Unicode: it has half of a surrogate pair"
         ) from error
 
 

@@ -69,7 +69,7 @@ def test_an_empty_variable_is_none(text: str) -> None:
     [
         (f"{SECRET} {SECRET}", "key 1: has a space"),
         (f"a={OTHER}, {SECRET}ü", "key 2: has a space or another character"),
-        (f"not a name={SECRET}", "key 1: before = is no name"),
+        (f"not a name={SECRET}", "key 1: before = is not a valid name"),
         (f"a={SECRET},a={OTHER}", "key 2: a is the name of another"),
         (f"a={SECRET},b={SECRET}", "a and b are the same key"),
     ],
@@ -123,7 +123,7 @@ def test_everything_that_an_entry_can_have(file: Path) -> None:
         (f'[keys.a]\nsha256 = "{HASH}"\nmax_concurency = 1', "did you mean max_concurrency?"),
         (f'[keys.a]\nsha256 = "{HASH}"\ntokens_per_minute = 0', "keys.a.tokens_per_minute: "),
         (f'[keys.a]\nsha256 = "{HASH}"\ncache_namespace = "a b"', "keys.a.cache_namespace: "),
-        (f'[keys."a b"]\nsha256 = "{HASH}"', "'a b' is no name"),
+        (f'[keys."a b"]\nsha256 = "{HASH}"', "'a b' is not a valid name"),
         (f'[keys.a]\nsha256 = "{HASH}"\n[keys.b]\nsha256 = "{HASH}"', "a and b are the same key"),
     ],
 )

@@ -266,4 +266,4 @@ def test_a_new_key_without_a_file(tmp_path: Path) -> None:
 
 
 def test_a_key_needs_a_name(tmp_path: Path) -> None:
-    assert "'a b' is no name" in refusal(llmserve("keys", "new", "a b", cwd=tmp_path), 2)
+    assert "'a b' is not a valid name" in refusal(llmserve("keys", "new", "a b", cwd=tmp_path), 2)

@@ -125,11 +125,15 @@ REFUSALS = [
     ('[server]\nhost = ""\n' + MODEL, ["server.host: ", "length >= 1"]),
     (
         '[server]\nallowed_hosts = ["http://a"]\n' + MODEL,
-        ["server.allowed_hosts[0]", "'http://a' is no name of a host", "such as 'llm.example'"],
+        ["server.allowed_hosts[0]", "'http://a' is not a valid host name", "such as 'llm.example'"],
     ),
     (
         '[server]\nallowed_origins = ["a.example"]\n' + MODEL,
-        ["server.allowed_origins[0]", "'a.example' is no origin", "such as 'https://app.example'"],
+        [
+            "server.allowed_origins[0]",
+            "'a.example' is not a valid origin",
+            "such as 'https://app.example'",
+        ],
     ),
     ('[server]\nidle_timeout = "0s"\n' + MODEL, ["server.idle_timeout: ", "above 0", "'30s'"]),
     ("[server]\nmax_connections = 0\n" + MODEL, ["server.max_connections: ", ">= 1"]),
@@ -145,7 +149,7 @@ REFUSALS = [
     (MODEL + "max_queue = 1.5", ["models.a.max_queue: ", "`int`", "`float`"]),
     (MODEL + "max_queue_tokens = 0", ["models.a.max_queue_tokens: ", ">= 1"]),
     (MODEL + "queue_timeout = 30", ["models.a.queue_timeout", "30", "such as '10m'"]),
-    (MODEL + 'target_itl = "0.1"', ["models.a.target_itl", "'0.1' is no duration"]),
+    (MODEL + 'target_itl = "0.1"', ["models.a.target_itl", "'0.1' is not a valid duration"]),
     (MODEL + "threads = true", ["models.a.threads: ", "`int", "`bool`"]),
     (
         MODEL + 'default_mode = "instuct"',
@@ -161,9 +165,9 @@ REFUSALS = [
     ('[models.a]\nfile = "f"', ["models.a: has no source"]),
     ('[models.a]\npath = "~no-such-user/x"', ["models.a.path: ", "home directory"]),
     # names
-    ('[models."a b"]\npath = "x"', ["models.a b: 'a b' is no model name", "use letters"]),
-    ('[models."../x"]\npath = "x"', ["'../x' is no model name"]),
-    (MODEL + 'aliases = [""]', ["models.a: '' is no model name"]),
+    ('[models."a b"]\npath = "x"', ["models.a b: 'a b' is not a valid model name", "use letters"]),
+    ('[models."../x"]\npath = "x"', ["'../x' is not a valid model name"]),
+    (MODEL + 'aliases = [""]', ["models.a: '' is not a valid model name"]),
     (MODEL + 'aliases = ["b", "b"]', ["models.a.aliases: 'b' is already a name of 'a'", "remove"]),
     (MODEL + 'aliases = ["a"]', ["models.a.aliases: 'a' is already a name of 'a'"]),
     (

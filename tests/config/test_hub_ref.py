@@ -91,10 +91,10 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ('hf = "o"', "models.m.hf: 'o' is no repository; write owner/repo"),
+            ('hf = "o"', "models.m.hf: 'o' is not a valid repository; write owner/repo"),
             ('hf = "o/r:Q4_0"\nfile = "x.gguf"', "models.m.file: hf already names"),
             ('hf = "o/r"\nsha256 = "12"', "models.m.sha256: '12' is not 64"),
-            ('hf = "o/r"\nfile = "../x.gguf"', "models.m.file: '../x.gguf' is no path"),
+            ('hf = "o/r"\nfile = "../x.gguf"', "models.m.file: '../x.gguf' is not a valid path"),
             ('path = "x.gguf"\nrevision = "v1"', "models.m.revision: only goes with hf, not path"),
             ('path = "x.gguf"\nfile = "y"', "models.m.file: only goes with package or hf"),
             ('package = "p"', "models.m.file: missing"),

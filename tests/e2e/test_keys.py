@@ -153,7 +153,7 @@ def test_nor_by_the_config_file(lazy: Path) -> None:
 def test_an_open_server_on_purpose(lazy: Path) -> None:
     process = ServerProcess(lazy, "--host=0.0.0.0", "--insecure-no-auth")
     try:
-        process.wait_log("whoever can reach 0.0.0.0 can use this server")
+        process.wait_log("anyone who can reach 0.0.0.0 can use this server")
         process.base_url = process.base_url.replace("0.0.0.0", "127.0.0.1")
         with process.client() as client:
             assert client.get("/models", headers={"authorization": "Bearer x"}).status_code == 200

@@ -266,7 +266,7 @@ class TestNetwork:
         self, fetch_it: Fetch, server: HubServer, cache_dir: Path, target: str
     ) -> None:
         server.redirects[FILE] = target
-        with pytest.raises(HubError, match="no host of the hub: refused"):
+        with pytest.raises(HubError, match="not a host of the hub: refused"):
             fetch_it(REF)
 
     def test_a_redirect_within_the_hub_is_followed(

@@ -123,7 +123,7 @@ def test_the_config_alone_can_be_a_model(place: Path) -> None:
         ("smal", ["no model 'smal'", "default, owner/there:Q8_0, s, small"]),
         ("", ["no model ''"]),
         ("owner/re po", ["no model 'owner/re po'", "and on the hub", "write owner/repo"]),
-        ("owner/repo:a b", ["'a b' is no quantization"]),
+        ("owner/repo:a b", ["'a b' is not a valid quantization"]),
     ],
 )
 def test_what_is_no_model(place: Path, model: str, words: list[str]) -> None:
@@ -178,8 +178,8 @@ def test_a_program_waits_where_a_server_refuses(place: Path) -> None:
         ({"threads": "two"}, "LLM(threads='two'): threads: Expected `int | null`, got `str`"),
         (
             {"keep_alive": 10},
-            "LLM(keep_alive=10): keep_alive: 10 is no duration; write a number and a unit, such as"
-            " '10m'",
+            "LLM(keep_alive=10): keep_alive: 10 is not a valid duration; write a number and a unit,"
+            " such as '10m'",
         ),
         (
             {"isolation": "vm"},

@@ -165,7 +165,7 @@ async def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
         request = completion("x", template_variables={"n": 1 << 70})
         with pytest.raises(InvalidRequestError, match="template_variables cannot be handed on"):
             await collect(engine.generate(request))
-        with pytest.raises(InvalidRequestError, match="stop is no valid Unicode") as refused:
+        with pytest.raises(InvalidRequestError, match="stop is not valid Unicode") as refused:
             await collect(engine.generate(completion("x", stop=("\ud800",))))
         assert refused.value.param == "stop"
         assert isinstance((await collect(engine.generate(completion("x"))))[-1], Finished)
@@ -321,7 +321,7 @@ async def test_a_worker_that_hangs_is_noticed_while_others_are_refused(tmp_path:
 async def test_nonsense_from_a_child_is_its_end(tmp_path: Path) -> None:
     async with child(tmp_path) as engine:
         engine._process._connection.data_received(b"\x05\0\0\0nope!")
-        with pytest.raises(LlmserveError, match="sent what is no message"):
+        with pytest.raises(LlmserveError, match="sent an invalid message"):
             await collect(engine.generate(completion("a")))
 
 

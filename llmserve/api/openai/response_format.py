@@ -54,7 +54,7 @@ def _schema_text(wire: StructuredOutputs) -> str | None:
         if text.startswith('"'):
             text = msgspec.json.decode(text, type=str)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:  # nobody has read it so far
-        raise InvalidRequestError(f"{path} is no valid text: {error}", param=path) from error
+        raise InvalidRequestError(f"{path} is not valid text: {error}", param=path) from error
     return None if text in ("", "null") else text
 
 

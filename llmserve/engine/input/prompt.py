@@ -196,7 +196,7 @@ def valid_unicode(what: str, param: str | None = None) -> Iterator[None]:
         yield
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
-            f"{what} is no valid Unicode: it has half of a surrogate pair", param=param
+            f"{what} is not valid Unicode: it has half of a surrogate pair", param=param
         ) from error
 
 

@@ -195,7 +195,7 @@ class DiskStore:
             try:
                 pieces.append(self._piece(file.path))
             except Exception as error:  # whatever it is, somebody waits for an answer
-                log.info("%s is no prefix that can be used: %s", file.path, error)
+                log.info("%s is not a usable prefix: %s", file.path, error)
                 on_read(pieces, file)
                 return
         on_read(pieces, None)

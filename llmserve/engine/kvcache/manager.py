@@ -235,9 +235,9 @@ class KvCache:
                 self._runtime.load(slot, parked.state, end)
                 num_tokens = end
         except OutOfCellsError:
-            log.debug("no cells for a parked prefix beyond %d tokens", num_tokens)
+            log.debug("no cells for a cached prefix beyond %d tokens", num_tokens)
         except EngineError as error:
-            log.error("a parked prefix is not usable: %s", error)
+            log.error("a cached prefix cannot be restored: %s", error)
         self._parking.touch([match.node for match in known.path])
         return num_tokens
 
@@ -316,7 +316,7 @@ class KvCache:
         """A cheap look when nothing runs: cells that nobody knows of would slow every step."""
         for slot in slots:
             if num_lost := self._runtime.num_tokens(slot):
-                log.error("slot %d holds %d tokens that nobody knows of", slot, num_lost)
+                log.error("slot %d holds %d untracked tokens", slot, num_lost)
                 self._runtime.trim(slot, 0)
 
     def check_integrity(self) -> None:

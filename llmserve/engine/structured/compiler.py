@@ -165,7 +165,7 @@ class Compiling:
 
 def _too_slow(constraint: Constraint, *, is_running: bool) -> LlmserveError:
     if is_running:
-        return refusal(field_of(constraint), f"it takes over {MAX_COMPILE_S:.0f} s to compile")
+        return refusal(field_of(constraint), f"compilation exceeded {MAX_COMPILE_S:.0f} s")
     return UnavailableError(
         f"other requests' grammars take over {MAX_COMPILE_S:.0f} s to compile; try again later",
         retry_after_s=math.ceil(MAX_COMPILE_S),

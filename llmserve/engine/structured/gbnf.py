@@ -42,7 +42,7 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]"
 
 
 class GrammarError(ValueError):
-    """The grammar is no GBNF, or too large; the message says what and where."""
+    """The grammar is not valid GBNF, or too large; the message says what and where."""
 
 
 class _Token(NamedTuple):
@@ -95,7 +95,9 @@ def _scan(grammar: str) -> Iterator[_Token]:
     while position < len(grammar):
         match = _TOKEN.match(grammar, position)
         if match is None:
-            raise GrammarError(f"line {line}: {grammar[position : position + 20]!r} is no GBNF")
+            raise GrammarError(
+                f"line {line}: {grammar[position : position + 20]!r} is not valid GBNF"
+            )
         kind = match.lastgroup
         assert kind is not None
         if kind != "space":
@@ -224,5 +226,5 @@ def _characters(text: str, line: int) -> Iterator[tuple[str, bool]]:
         else:
             character = match[5]
         if "\ud800" <= character <= "\udfff":
-            raise GrammarError(f"line {line}: {match[0]} is no character")
+            raise GrammarError(f"line {line}: {match[0]} is not a valid character")
         yield character, bool(code or match[4])

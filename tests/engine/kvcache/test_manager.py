@@ -220,7 +220,7 @@ def test_cells_that_nobody_knows_of_are_found_when_idle(caplog: pytest.LogCaptur
     with pytest.raises(AssertionError, match="slot 3"):
         bench.worker._kv.check_integrity()
     end_worker(bench)
-    assert "slot 3 holds 3 tokens that nobody knows of" in caplog.text
+    assert "slot 3 holds 3 untracked tokens" in caplog.text
     assert not any(bench.runtime.cells)
 
 
