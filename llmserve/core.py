@@ -96,7 +96,7 @@ class Constraint(Struct, frozen=True):
     field: str | None = None  # what errors call it; None: its name in POST /inference
 
 
-Priority: TypeAlias = Literal["interactive", "batch"]  # batch: nobody waits for the answer
+Priority: TypeAlias = Literal["interactive", "batch"]  # batch: the answer can wait
 
 
 class Request(Struct, frozen=True):
@@ -194,7 +194,7 @@ class Started(Struct, frozen=True, tag=True):
 class Queued(Struct, frozen=True, tag=True):
     """The request waits for a slot. Told now and then, and with position 0 when it has one.
 
-    Only for who wants to know: an answer is the same without it.
+    For information only: an answer is the same without it.
     """
 
     position: int  # from 1

@@ -129,7 +129,7 @@ def render_entry(name: str, key: Key) -> str:
         "requests_per_minute = 60",
         "tokens_per_minute = 20_000   # of prompts and answers",
         'models = ["default"]         # and no others',
-        'cache_namespace = "team"     # known prefixes are shared with who has the same',
+        'cache_namespace = "team"     # known prefixes are shared with keys that have the same',
         "admin = true                 # may load, unload, reload and see the metrics",
     )
     head = f'[keys.{name}]\nsha256 = "{key.sha256}"\n'
@@ -152,6 +152,6 @@ def _check_models(path: Path, keys: Mapping[str, Key], models: Container[str]) -
 
 
 def _warn_of_readers(path: Path) -> None:
-    """Hashes are no keys, but who can read them knows the names, and who can write is in."""
+    """Hashes are not keys, but a reader of the file knows the names, and a writer is in."""
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         log.warning("%s can be read or written by others: chmod 600 %s", path, path)

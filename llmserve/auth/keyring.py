@@ -103,7 +103,7 @@ def _resized(bucket: Bucket | None, per_minute: int | None, now_s: float) -> Buc
 
 
 class Keyring:
-    """All keys. Without any the server is open to everybody."""
+    """All keys. Without any the server is open to all."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Keyring:
         return self.sources.is_empty
 
     def replace(self, keys: Mapping[str, Key]) -> None:
-        """These are all keys from now on. Whoever is being answered is not disturbed."""
+        """These are all keys from now on. Running requests are not disturbed."""
         if keys:
             log.info("API keys: %s", ", ".join(keys))
         for name, key in keys.items():
@@ -150,7 +150,7 @@ class Keyring:
 def check_exposure(address: str, *, has_keys: bool, is_insecure_meant: bool) -> None:
     """`address` is what the socket is bound to: an IP address, never a name.
 
-    Raises `ConfigError` if others can reach it, nobody is asked for a key, and nobody said that
+    Raises `ConfigError` if others can reach it, no key is asked for, and nothing says that
     this is meant.
     """
     if has_keys and is_insecure_meant:

@@ -31,7 +31,7 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None  # of prompts and answers
     models: tuple[str, ...] | None = None  # names or aliases; None: all
-    cache_namespace: Name | None = None  # keys with the same one share prefixes; None: with nobody
+    cache_namespace: Name | None = None  # keys with the same one share prefixes; None: with none
     admin: bool = False  # may load, unload, reload and see the metrics
 
     @property
@@ -42,7 +42,7 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
         return f"key:{sha256(self.sha256.encode())[:32]}"
 
     def __repr__(self) -> str:
-        return "Key(…)"  # it may get into a log, and hashes are nobody's business
+        return "Key(…)"  # it may get into a log, and hashes do not belong there
 
 
 def sha256(secret: bytes) -> str:

@@ -36,7 +36,7 @@ class Bucket:
         return max(0.0, 1 - self.level(now_s)) * 60 / self.per_minute
 
     def full_in_s(self, now_s: float) -> float:
-        """How long until all is there again, if nobody takes any."""
+        """How long until all is there again, if none is taken."""
         return (self.per_minute - self.level(now_s)) * 60 / self.per_minute
 
     def resize(self, per_minute: int, now_s: float) -> None:
@@ -48,7 +48,7 @@ class Bucket:
 
 
 class Bill:
-    """Charges while the answer comes, so that who leaves early has paid for what it got.
+    """Charges while the answer comes, so that a caller that leaves early has paid for what it got.
 
     Of a part its length alone is known, so that is an estimate; the end settles it exactly.
     With `counts_prompt` false the prompt is on the bill of another choice of the same request.

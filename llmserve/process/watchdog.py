@@ -1,4 +1,4 @@
-"""Notices when somebody who has work shows no sign of it for too long. Lives on the event loop."""
+"""Notices when a process that has work shows no sign of it for long. Lives on the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Watchdog:
         on_stall: Callable[[], None],
         has_moved: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`has_moved` is asked before the worst is believed: a sign that nobody gave."""
+        """`has_moved` is asked before the worst is believed: a sign that was not given."""
         self.timeout_s = timeout_s
         self._on_stall = on_stall
         self._has_moved = has_moved
@@ -52,7 +52,7 @@ class Watchdog:
         if self._num_begun == 0:
             return
         now_s = self._loop.time()
-        # Who looks too late was stopped as well, perhaps by the same Ctrl-Z.
+        # A watchdog that looks too late was stopped as well, perhaps by the same Ctrl-Z.
         if now_s - due_s > _LATE_S or self._has_moved():
             self._last_s = now_s
         if now_s - self._last_s >= self.timeout_s:

@@ -84,7 +84,7 @@ class Link:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
-        """The head of the answer. Whoever gets it gives it back to `release`."""
+        """The head of the answer. The caller gives it back to `release`."""
         lane = self._free_lane()
         lane.num_active += 1
         try:
@@ -193,7 +193,7 @@ class OpenAnswer:
         return None if self._is_cancelled else self._decoder.end()
 
     def cancel(self) -> None:
-        """Have whoever waits for the next part stop waiting."""
+        """End the wait for the next part."""
         self._is_cancelled = True
         if self._waiting and not self._waiting.expired():
             self._waiting.reschedule(0)

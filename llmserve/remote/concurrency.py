@@ -1,4 +1,4 @@
-"""How many requests of one model are asked at the same time, and who is next."""
+"""How many requests of one model are asked at the same time, and which is next."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,9 @@ from llmserve.core import Priority
 
 
 class Slots:
-    """`num_slots` at a time; those who wait get theirs in order, interactive ones before batch.
+    """`num_slots` at a time; those that wait get theirs in order, interactive ones before batch.
 
-    `num_slots` None: nobody waits. Everything runs on one event loop.
+    `num_slots` None: none waits. Everything runs on one event loop.
     """
 
     def __init__(self, num_slots: int | None) -> None:
@@ -62,7 +62,7 @@ class Slots:
             raise
 
     def _give_back(self) -> None:
-        """To whoever is next, directly: nobody can come between."""
+        """To the next one, directly: none can come between."""
         assert self._num_free is not None
         for queue in self._waiting.values():
             while queue:
@@ -73,5 +73,5 @@ class Slots:
         self._num_free += 1
 
     def check_integrity(self) -> None:
-        """Assert that nobody waits while there is room; for tests."""
+        """Assert that none waits while there is room; for tests."""
         assert not (self._num_free and self.num_waiting)

@@ -73,7 +73,7 @@ class ErrorInStreamError(Exception):
 
 
 class Asked(Struct, frozen=True):
-    """Whom a request went to: what messages say about it, and what they must not say."""
+    """Where a request went: what messages say about it, and what they must not say."""
 
     model: str  # our name
     host: str

@@ -20,7 +20,7 @@ from llmserve.remote.sse import SseEvent
 # For protocols whose own default is none, or a few tokens: the most that all their models take.
 DEFAULT_MAX_TOKENS = 4096
 
-# Not for the provider: ours, or looked into. What it caches, and for whom, is its own affair.
+# Not for the provider: ours, or looked into. What it caches is its own affair.
 _NOT_ASKED = ("model", "mode", "sampling", "priority", "cache_namespace")
 _PARAMS = {  # as the native dialect calls them
     "num_logprobs": "logprobs",
@@ -86,7 +86,7 @@ def check_honoured(request: Request, honoured: Collection[str], whose: str, fix:
 
 @functools.cache
 def _defaults(kind: type[Struct]) -> list[tuple[str, object]]:
-    """Every field and what it is when nobody set it."""
+    """Every field and its default."""
     return [
         (field.name, field.default if field.default is not NODEFAULT else field.default_factory())
         for field in msgspec.structs.fields(kind)

@@ -60,7 +60,7 @@ class Remotes:
             await asyncio.wait([self._ssl])
 
     def observe(self) -> None:
-        """Bring the metrics up to date, for those who read them."""
+        """Bring the metrics up to date, before they are read."""
         self._metrics.forget_breakers()
         for spec, model in self._models.items():
             running = model.num_active - model.num_waiting
@@ -83,7 +83,7 @@ class Remotes:
     async def _ssl_context(self, provider: Provider) -> ssl.SSLContext:
         """One for all: reading the certificates of the world takes 40 ms."""
         if not any(url.startswith("https:") for url in provider.urls):
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used, and trusts nobody
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used, and trusts nothing
         if self._ssl is None:
             import httpx2
 

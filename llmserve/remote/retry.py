@@ -22,7 +22,7 @@ class Load(NamedTuple):
 
     num_active: int  # requests that it answers for us now
     num_tried: int  # attempts of this request that it failed
-    wait_s: float  # until its breaker lets anybody pass
+    wait_s: float  # until its breaker lets a request pass
 
 
 def is_retried(failure: Failure) -> bool:

@@ -194,7 +194,7 @@ class DiskStore:
         for file in files:
             try:
                 pieces.append(self._piece(file.path))
-            except Exception as error:  # whatever it is, somebody waits for an answer
+            except Exception as error:  # whatever it is, an answer is waited for
                 log.info("%s is not a usable prefix: %s", file.path, error)
                 on_read(pieces, file)
                 return

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class _Fetch(NamedTuple):
-    """States on their way, and who waits for them: the first one asked."""
+    """States on their way, and the sequences that wait for them: the first one asked."""
 
     namespace: str
     tokens: list[int]
@@ -83,7 +83,7 @@ class DiskTier:
     def collect(self, *, wait: bool = False) -> list[Sequence]:
         """Park what has come; with `wait` once something has.
 
-        Returns those who waited for what others had asked for.
+        Returns those that waited for what others had asked for.
         """
         joined: list[Sequence] = []
         while wait or not self._fetched.empty():

@@ -1,11 +1,11 @@
-"""Who computes a prefix, and who gets it: what the worker asks about KV cells.
+"""Which sequence computes a prefix, and which get it: what the worker asks about KV cells.
 
 `attach` and `detach` go with getting a slot and giving it back. A sequence begins with the longest
 prefix that is known: first what a running one holds, which costs nothing, then what is parked,
-about 2 ms for 1,000 tokens. What nobody can use from elsewhere is parked when a sequence leaves. At
+about 2 ms for 1,000 tokens. What no other place holds is stored when a sequence leaves. At
 least one token is always left to compute, for its logits.
 
-Of sequences that wait with a common prefix which nobody has computed, one leads; the others enter
+Of sequences that wait with a common prefix that is not computed yet, one leads; the others enter
 when it has. If it leaves half-way, another goes on from what was parked of it.
 
 Models that cannot be cut (recurrent, hybrid) go on only from checkpoints, which are whole states:
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_LOOKED_AT = 64  # of those that wait; a look takes 0.03 ms, and is taken in many steps
 MIN_PREFIX = 16  # tokens that are worth waiting for, parking, or going on from
-PINNED = "\0pinned"  # the namespace of what is pinned: nobody's
+PINNED = "\0pinned"  # the namespace of what is pinned: no key's
 
 
 class Known(NamedTuple):
@@ -43,7 +43,7 @@ class Known(NamedTuple):
     source: int | None  # the running slot that holds `num_shared` of it
     num_shared: int
     num_parked: int  # from the beginning
-    num_promised: int  # that somebody is computing, or has computed
+    num_promised: int  # that a sequence is computing, or has computed
     leader: int | None  # the slot that does
 
     @property
@@ -112,7 +112,7 @@ class KvCache:
         return self._disk.is_fetching(sequence) or self._pinned_disk.is_fetching(sequence)
 
     def collect(self) -> None:
-        """Take in what came from disk; whoever waited for it need not any longer."""
+        """Take in what came from disk; what waited for it need not any longer."""
         for sequence in self._disk.collect():
             self.fetch(sequence)  # it had joined another's, and there may be more of its own
 
@@ -146,7 +146,7 @@ class KvCache:
     def ready(self, waiting: list[Sequence]) -> list[Sequence]:
         """Those that need not wait for another's prefix, each told what it will find.
 
-        Not empty unless somebody runs, or all are fetching.
+        Not empty unless a sequence runs, or all are fetching.
         """
         held = {sequence.id for sequence in waiting if self.is_fetching(sequence)}
         led: set[tuple[object, ...]] = set()
@@ -158,7 +158,7 @@ class KvCache:
         return [s for s in waiting if s.id not in held]
 
     def _must_wait(self, sequence: Sequence, led: set[tuple[object, ...]]) -> bool:
-        """Whether somebody is about to compute what it begins with; notes what it leads itself."""
+        """Whether another is about to compute what it begins with; notes what it leads itself."""
         known = self._find(sequence)
         sequence.num_known, sequence.num_shared = known.num_tokens, known.num_shared
         if known.num_promised - known.num_tokens >= MIN_PREFIX:
@@ -169,7 +169,7 @@ class KvCache:
         begin = sequence.tokens[start : min(start + MIN_PREFIX, len(sequence.tokens) - 1)]
         if len(begin) < MIN_PREFIX or not self._can_lead:
             return False
-        # Who agrees up to here ends in the same node, so this stands for all the tokens before.
+        # What agrees up to here ends in the same node, so this stands for all the tokens before.
         node = known.path[-1].node if known.path else None
         prefix = (sequence.namespace, node, start, *begin)
         if prefix in led:
@@ -313,7 +313,7 @@ class KvCache:
     # -- books ----------------------------------------------------------------------------------
 
     def check_empty(self, slots: list[int]) -> None:
-        """A cheap look when nothing runs: cells that nobody knows of would slow every step."""
+        """A cheap look when nothing runs: untracked cells would slow every step."""
         for slot in slots:
             if num_lost := self._runtime.num_tokens(slot):
                 log.error("slot %d holds %d untracked tokens", slot, num_lost)

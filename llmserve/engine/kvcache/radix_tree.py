@@ -7,7 +7,7 @@ Invariants (`check_integrity`):
 
 - a node begins where its parent ends, its run has 1 to `max_run` tokens, and the runs of its
   children begin with different tokens
-- who holds a node holds its parent too
+- what holds a node holds its parent too
 - a node without children is held or has a payload
 """
 
@@ -113,7 +113,7 @@ class RadixTree(Generic[P]):
         self.prune(last)
 
     def prune(self, node: Node[P]) -> None:
-        """Forget `node`, and what is above it, as far as nobody needs it. Twice is fine."""
+        """Forget `node`, and what is above it, as far as nothing needs it. Twice is fine."""
         while not (node.children or node.holders or node.payload is not None):
             parent = node.parent
             if parent is None:

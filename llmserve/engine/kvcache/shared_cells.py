@@ -1,7 +1,7 @@
 """Which running sequences hold their first cells together, so that each cell is counted once.
 
 Pure. A slot that shares counts its first cells with the slot it has them from; when that one
-leaves, whoever holds most of them counts them from then on.
+leaves, the one that holds most of them counts them from then on.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class _Link(NamedTuple):
 
 class SharedCells:
     def __init__(self) -> None:
-        self._links: dict[int, _Link] = {}  # slot -> with whom its first cells are counted
+        self._links: dict[int, _Link] = {}  # slot -> the one its first cells are counted with
 
     def num_shared(self, slot: int) -> int:
         """The first cells of `slot` that are counted with another."""

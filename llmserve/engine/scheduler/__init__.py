@@ -1,1 +1,1 @@
-"""Who enters, and what a step computes: decisions. No tensors, no llama.cpp, no text."""
+"""Which sequences enter, and what a step computes: decisions. No tensors, no llama.cpp, no text."""

@@ -111,9 +111,9 @@ def _whole_s(wait_s: float) -> int:
 
 class QueueNews:
     def __init__(self, requests: Mapping[int, "asyncio.Queue[Any]"]) -> None:
-        """`requests` are those that listen, by id; somebody else keeps them."""
+        """`requests` are those that listen, by id; the caller keeps them."""
         self._requests = requests
-        self._told: set[int] = set()  # who knows that it waits
+        self._told: set[int] = set()  # ids of those that know that they wait
         self._last_s = 0.0  # when all were told
 
     def tell(self, queue: QueueReport) -> None:
@@ -128,12 +128,12 @@ class QueueNews:
                 events.put_nowait(Queued(position, waiting.expected_wait_s))
 
     def tell_entry(self, request_id: int) -> None:
-        """It has a slot; who never heard that it waits does not hear that either."""
+        """It has a slot; one that never heard that it waits does not hear that either."""
         events = self._requests.get(request_id)
         if events and request_id in self._told:
             self._told.discard(request_id)
             events.put_nowait(Queued(0, 0.0))
 
     def forget(self, request_id: int) -> None:
-        """Whoever listened is gone. Unknown ids are fine."""
+        """Its listener is gone. Unknown ids are fine."""
         self._told.discard(request_id)

@@ -1,8 +1,8 @@
 """What a step that failed means for the next ones: less of a prompt, or one sequence at a time.
 
-Where llama.cpp has fewer cells than our books say, steps become smaller, and nobody enters until
-somebody has left. Where a step fails for another reason, each of its sequences is tried alone, so
-that only who makes it fail does.
+Where llama.cpp has fewer cells than our books say, steps become smaller, and no sequence enters
+until one has left. Where a step fails for another reason, each of its sequences is tried alone, so
+that only the one that makes it fail does.
 """
 
 import msgspec
@@ -51,7 +51,7 @@ class Setbacks:
         return num_prompt > 1
 
     def close(self, limits: Limits) -> None:
-        """Let nobody in until somebody leaves."""
+        """Let no sequence in until one leaves."""
         self._max_prompt = limits.max_batch
 
     def isolate(self, work: list[Work]) -> None:

@@ -1,7 +1,7 @@
-"""Who enters and what the next step computes. Pure: reads the sequences, changes nothing.
+"""Which sequences enter, and what the next step computes. Pure: reads them, changes nothing.
 
 The worker asks twice for each step, because a sequence that enters may find a part of its prompt
-computed already: `plan_entries` says who loses and who gets a slot, `plan_work` what is computed.
+computed already: `plan_entries` says which lose and which get a slot, `plan_work` what is computed.
 
 The rules, in this order:
 
@@ -11,17 +11,17 @@ The rules, in this order:
 3. Prompt tokens fill the rest of the step. If an interactive answer is being decoded, as many as
    the step can take within the target inter-token latency by what steps cost; but at least
    `MIN_PROGRESS`, so that no prompt starves where decoding alone is slower than that. If nothing
-   is being decoded, a whole batch, or what about half a second suffices for: somebody with a short
+   is being decoded, a whole batch, or what about half a second suffices for: one with a short
    prompt may come any time. Of more than that, steps of `TILE` tokens or more take multiples of it.
    A prompt whose every token wants its logits takes what is left of `max_outputs` at most.
 4. Of the prompts, running or waiting, the one with the shortest rest is first, but `AGING` of its
-   age is taken off: who comes later than rest / `AGING` does not overtake, so nobody starves.
+   age is taken off: one that comes later than rest / `AGING` does not overtake, so none starves.
 5. A waiting sequence enters in that order while there is a slot, and room for all its tokens and
-   the answer that is expected of it, beside everybody's. Nobody overtakes the first of them.
+   the answer that is expected of it, beside all others'. None overtakes the first of them.
 6. Batch requests are behind all interactive ones and make room for them, until they have waited for
    `BATCH_PATIENCE_S`: from then on they are like the others.
 7. A deterministic sequence runs alone, in steps of a fixed size. When it is first in the order,
-   nobody else enters; it does when the last one has left.
+   no other enters; it does when the last one has left.
 8. A step that only decodes may verify guesses at what comes next (`drafting`), as many as make all
    streams together faster and keep the step within the target.
 """
@@ -90,7 +90,7 @@ class Work(NamedTuple):
 def plan_entries(
     running: Seq[Sequence], waiting: Seq[Sequence], limits: Limits, outlook: Outlook
 ) -> Entries:
-    """Who goes back to the queue, and who enters. Every sequence must fit `num_cells` alone."""
+    """Which go back to the queue, and which enter. Every sequence must fit `num_cells` alone."""
     kept, preempt = _make_room(in_age(running, outlook.now_s), limits.num_cells)
     if preempt or not waiting or any(s.deterministic for s in kept):
         return Entries(preempt, [])
@@ -117,12 +117,12 @@ def plan_entries(
 
 
 def has_room(running: Seq[Sequence], limits: Limits, now_s: float) -> bool:
-    """Whether there is a slot, or somebody who would make room."""
+    """Whether there is a slot, or a sequence that would make room."""
     return len(running) < limits.max_running or any(s.yields(now_s) for s in running)
 
 
 def plan_work(running: Seq[Sequence], limits: Limits, outlook: Outlook) -> list[Work]:
-    """The next step of those that have slots. Empty only if nobody has."""
+    """The next step of those that have slots. Empty only if none has."""
     work = [Work(s, 1) for s in running if s.num_pending == 1]
     if len(work) < len(running):
         prompts = [s for s in running if s.num_pending > 1]
@@ -282,7 +282,7 @@ def _displace(
     limits: Limits,
     outlook: Outlook,
 ) -> list[Sequence]:
-    """The youngest batch sequences without which `sequence` fits; nobody if that is not enough."""
+    """The youngest batch sequences without which `sequence` fits; none if that is not enough."""
     remaining, displaced = list(kept), []
     for victim in reversed(displaceable):
         remaining.remove(victim)

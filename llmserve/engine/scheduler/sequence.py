@@ -43,7 +43,7 @@ class Sequence:
     drafter: Drafter | None = None  # where its next tokens may be guessed
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
     namespace: str = ""  # whose cache it may use
-    is_batch: bool = False  # nobody waits for it
+    is_batch: bool = False  # it may wait for interactive ones
     deterministic: bool = False  # alone in its steps, and none of its cells from a cache
     cache_prompt: bool = True  # whether its first cells may be from a cache
     slot: int | None = None

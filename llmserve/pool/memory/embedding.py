@@ -10,7 +10,7 @@ from llmserve.engine.runtime import MAX_BATCH, EmbeddingParams
 from llmserve.gguf.header import Header
 from llmserve.pool.memory.architectures import NO_CACHE
 
-# llama.cpp keeps a row of logits for every token of a batch, also where nobody reads them
+# llama.cpp keeps a row of logits for every token of a batch, also where none is read
 # (output_reserve in llama-context.cpp): with a large vocabulary they are most of the memory.
 _ROW_BYTES: Final = 4
 _BATCH_BYTES: Final = 32 << 20  # of such rows in a batch of several inputs
