@@ -33,7 +33,7 @@ def build_gateway(
 ) -> Gateway:
     """Everything a running server needs below its HTTP surface. Nothing is loaded yet.
 
-    `environment` has the keys of remote providers, `keyring` those of who may ask.
+    `environment` has the keys of remote providers, `keyring` those of callers.
     `first` is a model that is going to be loaded at once: its process starts now, and does its
     imports while the server does its own. `cache_dir` is for what may be removed at any time.
     """
@@ -55,7 +55,7 @@ def build_gateway(
         loader,
         budget_bytes=MemoryBudget(server.memory_budget),
         load_wait_s=server.load_wait_s,
-        # What was in another process needs nobody to give it back.
+        # What was in another process needs not be given back.
         give_back=(lambda: None) if isolated else give_back,
         count_crash=metrics.count_crash,
     )

@@ -130,7 +130,7 @@ class Gateway:
         """Load the default model in the background, unless the config says not to."""
         for spec in self.config.models:
             if spec.remote:
-                self.remotes.model(spec)  # imports what it needs, before anybody waits for it
+                self.remotes.model(spec)  # imports what it needs, before a request waits for it
         if self.config.server.preload and not self.config.default.remote:
             self.pool.preload(self.config.default)
 
@@ -175,7 +175,7 @@ class Gateway:
         raise first_error
 
     def _chain(self, spec: ModelSpec, request: Request) -> list[ModelSpec]:
-        """Token ids mean something to one model only, so nobody stands in for it."""
+        """Token ids mean something to one model only, so it has no fallback."""
         if request.prompt_tokens is not None or request.sampling.logit_bias:
             return [spec]
         return self.config.chain(spec)
@@ -221,7 +221,7 @@ class Gateway:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """A vector for each input. Raises `LlmserveError`s; to be cancelled cancels the work.
 
-        Nobody stands in for a model: vectors of two models cannot be compared.
+        There is no fallback: vectors of two models cannot be compared.
         """
         with Watch(request, self.metrics, self.tracing) as watch:
             spec = self.resolve(request.model)

@@ -2,7 +2,7 @@
 
 The first SIGTERM or SIGINT drains: new requests get 503, running ones may finish within the
 grace period, then the process exits with 0. The second signal cuts the grace period short, the
-third waits for nobody.
+third waits for nothing.
 """
 
 import asyncio

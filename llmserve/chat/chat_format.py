@@ -119,7 +119,7 @@ class ChatStyle:
     @functools.cached_property
     def _lists_tools(self) -> bool:
         if not self._is_known:
-            return False  # it may, but then asks for calls that nobody could read
+            return False  # it may, but then asks for calls that could not be read
         listed = [{"type": "function", "function": as_function(_PROBE_TOOL)}]
         return _PROBE_TOOL.name in (self._template.attempt([_PROBE_USER], listed) or "")
 

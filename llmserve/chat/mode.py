@@ -1,4 +1,4 @@
-"""How the input of a request is read, whoever answers it."""
+"""How the input of a request is read, by every backend."""
 
 from llmserve.core import Mode, Request
 from llmserve.errors import InvalidRequestError

@@ -92,7 +92,7 @@ def serve(
 
 
 def _keyring(config: Config) -> Keyring:
-    """The API keys of who may ask. Raises `ConfigError`."""
+    """The API keys of this server. Raises `ConfigError`."""
     sources = find_sources(config.server, os.environ)
     os.environ.pop(config.server.api_keys_env or VARIABLE, None)  # no child process needs it
     return Keyring(sources, sources.read(config.names))

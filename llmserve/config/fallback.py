@@ -10,7 +10,7 @@ StandIns: TypeAlias = Mapping[str, Sequence[str]]
 
 
 def chain(name: str, stand_ins: StandIns) -> list[str]:
-    """`name`, then its stand-ins, each with its own after it; nobody twice. Needs no cycles."""
+    """`name`, then its fallbacks, each with its own after it; none twice. Needs no cycles."""
     found = {name: None}
     for other in stand_ins[name]:
         found.update(dict.fromkeys(chain(other, stand_ins)))

@@ -201,7 +201,7 @@ def _absolute(config: Path, where: str, path: Path) -> Path:
     """`path`, which is relative to the folder of `config`."""
     try:
         return config.parent / path.expanduser()
-    except RuntimeError as error:  # ~user of nobody
+    except RuntimeError as error:  # ~user of no account
         raise ConfigError(f"{where}: {error}; write the path out") from error
 
 
@@ -219,7 +219,7 @@ def _check_file_keys(where: str, spec: ModelSpec, source: str) -> None:
 
 
 def _check_fallbacks(path: Path, config: Config) -> None:
-    """Raises `ConfigError` for a name that nobody has, and for a way back to the same model."""
+    """Raises `ConfigError` for an unknown name, and for a cycle."""
     for spec in config.models:
         for name in spec.fallback:
             if name not in config.names:

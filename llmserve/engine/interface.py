@@ -13,7 +13,7 @@ from llmserve.engine.runtime import ModelInfo, RuntimeLimits
 
 
 class Crash(Struct, frozen=True):
-    """How the process of a loaded model ended, when nobody had told it to."""
+    """How the process of a loaded model ended, when it was not told to."""
 
     message: str
     log_lines: tuple[str, ...]  # the last ones that it wrote to stderr

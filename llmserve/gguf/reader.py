@@ -5,7 +5,7 @@ The rules are those of the format (gguf.md of the ggml project) and of llama.cpp
 
 - `Cursor` does all reading, so every length is checked against the file before it is used.
 - Every refusal is a `ModelFileError` that says which file, what, where (byte offset), what was
-  expected and what was found. OSError is left to the caller, who knows the path.
+  expected and what was found. OSError is left to the caller, which knows the path.
 """
 
 import struct

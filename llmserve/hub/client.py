@@ -130,7 +130,7 @@ class Hub:
                 return path
             head = self._head(ref, listing.commit, file)
             self._fetch_blob(ref, listing, file, head, label, progress)
-            # Only now does anybody see the file. The library makes the links, so that the layout
+            # Only now is the file seen. The library makes the links, so that the layout
             # of the cache stays its own business; the bytes are there, so it fetches nothing.
             made = hf_hub_download(
                 ref.repo,

@@ -37,7 +37,7 @@ def download(
 ) -> None:
     """Fetch what `partial` does not have yet. It may exist; it stays, whatever happens.
 
-    `size_bytes` is the size of the whole file, None if nobody knows. Raises `TransferError`,
+    `size_bytes` is the size of the whole file, None if it is unknown. Raises `TransferError`,
     `HfHubHTTPError` (an answer that a retry does not change) and `OSError` (of the disk).
     """
     attempt = 0

@@ -66,7 +66,7 @@ Stamp: TypeAlias = tuple[tuple[str, int, int], ...]  # path, mtime_ns and size o
 
 
 def stamp(spec: ModelSpec) -> Stamp | None:
-    """What changes when somebody changes `spec`'s files; None where they cannot be read."""
+    """What changes when `spec`'s files change; None where they cannot be read."""
     try:
         stats = [(str(path), path.stat()) for path in locate_all(spec)]
     except (ModelFileError, OSError):

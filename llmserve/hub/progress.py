@@ -1,4 +1,4 @@
-"""How a download tells what it is doing: one small interface, and the implementation for nobody.
+"""How a download tells what it is doing: one small interface, and an implementation that is silent.
 
 The command line draws a bar, a server would log; see `cli/output.py`.
 """

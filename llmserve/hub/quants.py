@@ -20,7 +20,7 @@ from llmserve.config.units import human
 from llmserve.errors import ModelFileError
 
 DEFAULT_QUANT = "Q4_K_M"  # the best-known balance of quality and size
-MIN_BITS = 4  # below it, small models lose too much to be anybody's default
+MIN_BITS = 4  # below it, small models lose too much to be a default
 
 # A quantization stands between separators, so that the Q3 of "Qwen3" is none.
 _QUANT = re.compile(

@@ -1,6 +1,6 @@
 """Where a download may lead: nowhere but to the hub.
 
-An answer of the hub, or of whoever stands in for it, must not be able to send us into the local
+An answer of the hub, or of what poses as it, must not be able to send us into the local
 network (SSRF; CVE-2026-5530 in Ollama). So every request, also one that follows a redirect, passes
 `is_allowed` before a connection is made.
 """

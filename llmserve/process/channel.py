@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol, Generic[Received]):
         self._loop = asyncio.get_running_loop()
 
     def send(self, message: Struct) -> None:
-        """Soon; to nobody, if the other side is gone. Raises `ChannelError`."""
+        """Soon; dropped, if the other side is gone. Raises `ChannelError`."""
         self._outgoing.push(message)
         if not self._is_flushing:
             self._is_flushing = True

@@ -32,7 +32,7 @@ class Spawned(NamedTuple):
     socket: socket.socket
 
     def discard(self) -> None:
-        """End it, where nobody wants it any more."""
+        """End it, where it is not wanted any more."""
         self.socket.close()
         self.process.kill()
         self.process.wait()
@@ -235,7 +235,7 @@ async def first_of(*futures: "asyncio.Future[Any]", timeout_s: float | None = No
 
 
 def crashed(name: str, end: End, when: str = "") -> EngineCrashedError:
-    """What those are told whom the child was working for."""
+    """What the requests that the child was working for are told."""
     message = f"the process of model {name!r} {end.reason}" + (f" {when}" if when else "")
     error = EngineCrashedError(message, retry_after_s=1)
     error.log_lines = end.log_lines

@@ -1,6 +1,6 @@
 """The facts of one HTTP request, for the one line that tells of it when it has ended.
 
-Whoever knows one fills it in: the record is found through a context variable, which the tasks of
+What knows one fills it in: the record is found through a context variable, which the tasks of
 the request inherit. Prompts and answers are in it only where the operator asked for them.
 """
 

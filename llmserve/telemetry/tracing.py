@@ -94,7 +94,7 @@ class ModelSpan:
         self._span = span
 
     def headers(self) -> dict[str, str]:
-        """With which whoever is asked next continues the trace."""
+        """With which the next service continues the trace."""
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._span))
         return carrier

@@ -47,7 +47,7 @@ async def ready(request: Request) -> Response:
     except LlmserveError as error:
         if gateway.keyring.is_open:
             raise
-        # A probe has no key, and names and paths are not for everybody.
+        # A probe has no key, and names and paths are not for all.
         message = "the server is not ready; GET /models says why"
         raise type(error)(message, retry_after_s=error.retry_after_s) from error
     return json_response(Status("ready"))

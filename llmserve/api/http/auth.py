@@ -1,4 +1,4 @@
-"""API keys at the door: who asks, before any byte of the body is read.
+"""API keys at the door: whose request it is, before any byte of the body is read.
 
 `api/caller.py` has what they may do then. Without keys the door is open, and what is shown there
 is not looked at: many clients send something in any case.
@@ -60,7 +60,7 @@ class Keys:
     def _admit(self, scope: Scope, level: Level, visit: "_Visit", on_end: ExitStack) -> None:
         """Raises `LlmserveError`. Limits are for what computes, which is POST."""
         grant = visit.grant = self._keyring.find(shown_key(scope))
-        scope.setdefault("state", {})["grant"] = grant  # also for the log, of who is refused too
+        scope.setdefault("state", {})["grant"] = grant  # also for the log, of refused requests too
         if level is Level.ADMIN and not grant.key.admin:
             raise PermissionDeniedError(
                 "this API key may not do this: its entry lacks admin = true"
@@ -85,7 +85,7 @@ def shown_key(scope: Scope) -> bytes:
 class _Visit:
     """One request with its key: how it is counted, and the headers of its answer.
 
-    It ends before the last byte goes out: who has that may ask again at once.
+    It ends before the last byte goes out: a client that has it may ask again at once.
     """
 
     def __init__(self, send: Send, on_end: ExitStack) -> None:

@@ -1,6 +1,6 @@
 """How many connections there may be, and which one makes room.
 
-A server that refuses newcomers when it is full is closed to everybody by whoever opens enough
+A server that refuses newcomers when it is full is closed to all by a client that opens enough
 connections and says nothing. So room is made by the connection that has kept us waiting longest;
 only when all others are being answered is a newcomer refused.
 """

@@ -98,7 +98,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
-    """The client left before its body was complete: nobody reads this answer."""
+    """The client left before its body was complete: this answer is not read."""
     note_error(DISCONNECTED)
     return Response(status_code=400)
 

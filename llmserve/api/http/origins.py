@@ -1,6 +1,6 @@
-"""Who may ask: the Host and Origin of a request.
+"""Which pages may ask: the Host and Origin of a request.
 
-A page in somebody's browser can reach whatever that browser reaches. Either it asks under a name
+A page in a browser can reach whatever that browser reaches. Either it asks under a name
 of its own that suddenly points to this machine (DNS rebinding, CVE-2024-28224), which Host tells;
 or under ours, which Origin tells. Programs can write there what they like: for them there are keys.
 

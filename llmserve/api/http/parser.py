@@ -14,7 +14,7 @@ MAX_HEAD_BYTES = 32 << 10  # request line and headers; of a chunk: its size, ext
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 << 10
 
-# A chunk costs 5 us, however small it is: a body of bytes would hold up everybody for a minute.
+# A chunk costs 5 us, however small it is: a body of bytes would hold up all others for a minute.
 _FREE_CHUNKS = 2048
 _MIN_CHUNK_BYTES = 64  # on average, of the chunks beyond those
 

@@ -8,7 +8,7 @@ from llmserve.config.schema import ServerConfig
 from llmserve.errors import CrowdedError, InvalidRequestError, RequestTimeoutError, TooLargeError
 from llmserve.wire.validation import clipped
 
-_FREE_BYTES = 64 << 10  # of each body: ordinary requests get through whoever sends large ones
+_FREE_BYTES = 64 << 10  # of each body: ordinary requests get through beside large ones
 _NUM_LARGE = 16  # bodies of the largest size that there is memory for
 
 

@@ -56,7 +56,7 @@ class InferenceRequest(Struct, forbid_unknown_fields=True):
 
 
 class Details(Struct):
-    model: str  # who answered
+    model: str  # that answered
     finish_reason: FinishReason
     stop_sequence: str | None
     prompt_tokens: int

@@ -53,7 +53,7 @@ def _schema_text(wire: StructuredOutputs) -> str | None:
         text = bytes(wire.json).decode()
         if text.startswith('"'):
             text = msgspec.json.decode(text, type=str)
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:  # nobody has read it so far
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:  # it was not read so far
         raise InvalidRequestError(f"{path} is not valid text: {error}", param=path) from error
     return None if text in ("", "null") else text
 
@@ -80,7 +80,7 @@ def object_text(raw: Raw, *, path: str) -> str | None:
     """
     try:
         text = bytes(raw).decode()
-    except UnicodeDecodeError as error:  # nobody has read it so far
+    except UnicodeDecodeError as error:  # it was not read so far
         raise InvalidRequestError(f"{path} is not valid UTF-8: {error}", param=path) from error
     if text in ("", "null"):
         return None

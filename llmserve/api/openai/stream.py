@@ -52,7 +52,7 @@ class Head(Struct, frozen=True):
 
 
 def make_head(gateway: Gateway, model: str | None, *, prefix: str, kind: str) -> Head:
-    # A name that nobody has is refused with the first event, so its answer needs no fingerprint.
+    # An unknown name is refused with the first event, so its answer needs no fingerprint.
     spec = gateway.config.default if model is None else gateway.config.names.get(model)
     return Head(
         id=f"{prefix}-{secrets.token_hex(12)}",

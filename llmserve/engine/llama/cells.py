@@ -16,7 +16,7 @@ from llmserve.errors import EngineError
 
 class LlamaCells:
     def __init__(self, context: lib.llama_context_p, scratch: int, window: int) -> None:
-        """`scratch` is a sequence that nobody else uses; `window` is 0 for a model without one."""
+        """`scratch` is an otherwise unused sequence; `window` is 0 for a model without one."""
         self._context = context
         self._memory = lib.llama_get_memory(context)
         self._scratch = scratch

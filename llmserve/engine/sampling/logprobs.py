@@ -6,7 +6,7 @@ sampler was to choose a token, and the chosen one need not be among the most lik
 
 What is listed: every token whose text was shown in full, once it is. A token whose text a stop
 string cut, wholly or in part, is not. Nor is the end-of-generation token, unless the prompt's
-tokens are listed too: who asks for those counts on one entry for each token (lm-eval does).
+tokens are listed too: callers of those count on one entry for each token (lm-eval does).
 """
 
 import math

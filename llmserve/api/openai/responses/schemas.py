@@ -1,7 +1,7 @@
 """The wire format of a request to POST /v1/responses.
 
 Items and tools are decoded one by one, after a look at their `type`: so a kind that is not
-supported is refused by its name, and not by the first of its fields that nobody knows.
+supported is refused by its name, and not by the first of its fields that is unknown.
 """
 
 from typing import Annotated, Any, Literal
@@ -37,7 +37,7 @@ class ContentPart(Struct, forbid_unknown_fields=True):
 
 
 class MessageItem(Struct, forbid_unknown_fields=True):
-    """What somebody said, with or without a `type`; also a message of an answer, sent back."""
+    """What one side said, with or without a `type`; also a message of an answer, sent back."""
 
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Parts
