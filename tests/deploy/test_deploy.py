@@ -71,8 +71,15 @@ def test_the_image_is_made_of_the_files_it_copies(tmp_path: Path) -> None:
     run(BIN / "pip", "wheel", *options, ".", cwd=tmp_path / "context")
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    manual = {f"llmserve/docs/{path.name}" for path in (ROOT / "llmserve/docs").iterdir()}
-    assert {"llmserve/__main__.py", "llmserve/models.toml", *manual} <= set(names)
+    # The package with its manual, its models, and what every wheel says of itself: nothing else.
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "llmserve").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"llmserve/py.typed", "llmserve/docs/index.md"} <= package
+    ours = {name for name in names if ".dist-info/" not in name}
+    assert ours == {*package, "llmserve/models.toml"}
 
 
 # -- systemd -------------------------------------------------------------------------------------
