@@ -31,7 +31,7 @@ from llmserve.engine.messages import (
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
 from llmserve.engine.scheduler.scheduler import Entries, Limits, Outlook, plan_entries
 from llmserve.engine.scheduler.sequence import Sequence as EngineSequence
-from llmserve.engine.worker import worker as worker_module
+from llmserve.engine.worker import planner as planner_module
 from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.solo import GREEDY, Answer, answer_alone
@@ -140,7 +140,7 @@ class Bench:
     def expect_short_answers(self) -> None:
         """As after many of them, so that too many enter and some are preempted."""
         for _ in range(200):
-            self.worker._lengths.observe(1)
+            self.worker._planner.lengths.observe(1)
 
     @property
     def is_busy(self) -> bool:
@@ -391,7 +391,7 @@ def test_a_cancel_that_comes_while_the_step_is_planned_still_interrupts_it(
         bench.worker.cancel(request_id)
         return plan_entries(running, waiting, limits, outlook)
 
-    monkeypatch.setattr(worker_module, "plan_entries", plan_and_cancel)
+    monkeypatch.setattr(planner_module, "plan_entries", plan_and_cancel)
     bench.step()
     assert bench.runtime.batch_sizes == []
     bench.step()
