@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 
-from llmserve.core import SamplingParams
+from llmserve.core import Request, SamplingParams
 from llmserve.engine.input.pins import Pin
 from llmserve.engine.kvcache.host_store import MAX_RUN
 from llmserve.engine.kvcache.manager import PINNED, KvCache
@@ -130,6 +130,7 @@ class Pinning:
         return Sequence(
             id=PINNING,
             arrival=-1,
+            request=Request(cache_namespace=PINNED),
             tokens=[*pin.tokens, pin.tokens[-1]],
             max_len=len(pin.tokens) + 1,
             sampler=Sampler(
@@ -137,5 +138,4 @@ class Pinning:
             ),
             text=TextStream(()),
             accepted_s=0.0,
-            namespace=PINNED,
         )

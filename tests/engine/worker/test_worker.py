@@ -14,6 +14,7 @@ from llmserve.core import (
     Finished,
     FinishReason,
     PromptLogprobs,
+    Request,
     SampledLogprob,
     SamplingParams,
 )
@@ -121,18 +122,20 @@ class Bench:
         self.worker.submit(
             Submit(
                 id=request_id,
+                request=Request(
+                    sampling=sampling,
+                    stop=stops,
+                    num_logprobs=num_logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    cache_namespace=namespace,
+                    priority="batch" if is_batch else "interactive",
+                    deterministic=deterministic,
+                    cache_prompt=cache_prompt,
+                ),
                 tokens=list(prompt),
                 max_len=len(prompt) + max_tokens,
-                sampling=sampling,
-                stop=stops,
                 seed=seed,
                 accepted_s=accepted_s,
-                num_logprobs=num_logprobs,
-                prompt_logprobs=prompt_logprobs,
-                namespace=namespace,
-                is_batch=is_batch,
-                deterministic=deterministic,
-                cache_prompt=cache_prompt,
             )
         )
         return request_id
@@ -778,7 +781,7 @@ def test_a_step_is_one_report() -> None:
     reports: list[Report] = []
     worker = Worker(FakeRuntime(), reports.append, policy=policy())
     for n in range(3):
-        worker.submit(Submit(n, [n], 10, GREEDY, (), 0, 0.0))
+        worker.submit(Submit(n, Request(sampling=GREEDY), [n], 10, 0, 0.0))
     assert worker._drain()
     worker._step()
     load, step = reports
