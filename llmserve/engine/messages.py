@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from llmserve.core import Constraint, Finished, Part, SamplingParams
+from llmserve.core import Constraint, Finished, Part, Request
 from llmserve.engine.output.parser import Reading
 
 
@@ -15,19 +15,12 @@ class Submit(Struct, frozen=True, tag=True):
     """Start a generation. `tokens` is not empty and no longer than `max_len` <= the context."""
 
     id: int
+    request: Request
     tokens: list[int]
     max_len: int  # prompt and generated tokens together
-    sampling: SamplingParams
-    stop: tuple[str, ...]
     seed: int
     accepted_s: float  # on the monotonic clock
-    num_logprobs: int | None = None  # alternatives of each token; None: no log probabilities
-    prompt_logprobs: bool = False  # the same of the prompt's tokens; goes with num_logprobs
     constraint: Constraint | None = None  # the worker's compiler has prepared it
-    is_batch: bool = False
-    deterministic: bool = False
-    cache_prompt: bool = True
-    namespace: str = ""  # whose cached prefixes it may use, and who may use its
     reading: Reading | None = None  # how to understand the answer, where it can be more than text
 
 

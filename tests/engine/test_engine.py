@@ -188,7 +188,7 @@ def test_preempted_requests_get_the_reference_too() -> None:
     async def main() -> None:
         async with engine_on(runtime) as engine:
             for _ in range(200):
-                engine._worker._lengths.observe(1)  # so that too many enter
+                engine._worker._planner.lengths.observe(1)  # so that too many enter
             prompts = ["".join(rng.choices("abcdef", k=rng.randint(1, 9))) for _ in range(12)]
             answers = await asyncio.gather(
                 *(answer(engine, completion(p, 65, sampling=ENDLESS)) for p in prompts)

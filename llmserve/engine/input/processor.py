@@ -93,18 +93,11 @@ class Encoder:
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         return Submit(
             id=request_id,
+            request=request,
             tokens=tokens,
             max_len=len(tokens) + max_tokens,
-            sampling=request.sampling,
-            stop=request.stop,
             seed=_seed(request),
             accepted_s=accepted_s,
-            num_logprobs=request.num_logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-            is_batch=request.priority == "batch",
-            deterministic=request.deterministic,
-            cache_prompt=request.cache_prompt,
-            namespace=request.cache_namespace,
             constraint=plan.constraint,
             reading=plan.reading,
         )

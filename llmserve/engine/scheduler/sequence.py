@@ -14,6 +14,7 @@ from llmserve.core import (
     FinishReason,
     Part,
     PromptLogprobs,
+    Request,
     SampledLogprob,
     Timings,
     Usage,
@@ -32,6 +33,7 @@ BATCH_PATIENCE_S = 120.0  # after which a batch request no longer waits for inte
 class Sequence:
     id: int
     arrival: int  # order of acceptance; lower is older
+    request: Request
     tokens: list[int]
     max_len: int  # prompt and generated tokens together
     sampler: Sampler
@@ -42,10 +44,6 @@ class Sequence:
     reading: Reading | None = None  # where there can be more than text in it
     drafter: Drafter | None = None  # where its next tokens may be guessed
     prompt_scores: PromptScores | None = None  # where they were asked for, until they are told
-    namespace: str = ""  # whose cache it may use
-    is_batch: bool = False  # it may wait for interactive ones
-    deterministic: bool = False  # alone in its steps, and none of its cells from a cache
-    cache_prompt: bool = True  # whether its first cells may be from a cache
     slot: int | None = None
     num_computed: int = 0
     num_known: int = 0  # tokens that it will find computed when it enters, as far as is known now
@@ -62,6 +60,20 @@ class Sequence:
         self.prompt_len = len(self.tokens)
 
     @property
+    def namespace(self) -> str:
+        """Whose cached prefixes it may use, and which requests may use its own."""
+        return self.request.cache_namespace
+
+    @property
+    def is_batch(self) -> bool:
+        return self.request.priority == "batch"
+
+    @property
+    def deterministic(self) -> bool:
+        """Alone in its steps, and none of its cells from a cache."""
+        return self.request.deterministic
+
+    @property
     def num_pending(self) -> int:
         return len(self.tokens) - max(self.num_computed, self.num_known)
 
@@ -72,7 +84,7 @@ class Sequence:
     @property
     def can_reuse(self) -> bool:
         """Whether it may begin with cells that were computed before."""
-        return self.cache_prompt and not (self.deterministic or self.wants_all_rows)
+        return self.request.cache_prompt and not (self.deterministic or self.wants_all_rows)
 
     @property
     def num_generated(self) -> int:

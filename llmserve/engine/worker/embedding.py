@@ -27,12 +27,12 @@ from llmserve.engine.runtime import (
     InputChunk,
     Runtime,
 )
+from llmserve.engine.worker.inbox import INTERRUPT_FROM, Inbox
 from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 BUSY_TOKENS = 32  # in a batch beside running streams: a stall of about 0.15 s (README)
-INTERRUPT_FROM = 32  # a smaller batch ends soon enough by itself
 
 
 @dataclass(slots=True, eq=False)
@@ -116,19 +116,17 @@ class Embedder:
         self,
         runtime: Runtime,
         report: Callable[[StepReport], None],
-        is_interrupted: Callable[[], bool],
+        inbox: Inbox,
     ) -> None:
-        """`is_interrupted` says that a command waits for the thread."""
         self._runtime = runtime
         self._limits = runtime.embedding_limits
         self._report = report
-        self._is_interrupted = is_interrupted
+        self._inbox = inbox
         self._jobs: deque[Job] = deque()  # the one whose turn it is first
         self._begun: list[Input] = []
         self._free_slots = list(range(self._limits.max_inputs if self._limits else 0))
         self._suspects: list[Job] = []  # of a batch that failed, to go on alone
         self._not_before_s = 0.0  # when there is a next turn beside running streams
-        self.computing: int | None = None  # the request that the running batch is for, if but one
 
     @property
     def has_work(self) -> bool:
@@ -198,10 +196,8 @@ class Embedder:
         """What the batch has to say; None if nothing was computed."""
         jobs = {each.input.job.id for each in work}
         if len(jobs) == 1 and num_tokens >= INTERRUPT_FROM:
-            (self.computing,) = jobs
-            # As in the worker: `cancel` first puts, then looks; here it is the other way round.
-            if self._is_interrupted():
-                self.computing = None
+            (request_id,) = jobs
+            if not self._inbox.begin(request_id):
                 return None
         self._begin(work)
         try:
@@ -213,7 +209,7 @@ class Embedder:
             self._restart()
             return self._failed(work, error)
         finally:
-            self.computing = None
+            self._inbox.end()
         return self._advance(work, vectors)
 
     def _begin(self, work: list[Work]) -> None:

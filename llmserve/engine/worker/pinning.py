@@ -8,9 +8,8 @@ waits for them, but where a model cannot be interrupted: then for one such step.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 
-from llmserve.core import SamplingParams
+from llmserve.core import Request, SamplingParams
 from llmserve.engine.input.pins import Pin
 from llmserve.engine.kvcache.host_store import MAX_RUN
 from llmserve.engine.kvcache.manager import PINNED, KvCache
@@ -19,20 +18,19 @@ from llmserve.engine.runtime import AbortedError, Chunk, OutOfCellsError, Runtim
 from llmserve.engine.sampling.sampler import Sampler
 from llmserve.engine.scheduler.cost_model import Costs
 from llmserve.engine.scheduler.sequence import Sequence
+from llmserve.engine.worker.inbox import Inbox
 from llmserve.engine.worker.slots import Roster, slot_of
 from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-
 STEP_S = 0.15
-
-
 MIN_STEP = 16  # tokens
+PINNING = -1  # as the id of a request
 
 
 class Pinning:
-    """Called by the worker's thread only; `is_computing` may be read by any."""
+    """Called by the worker's thread only."""
 
     def __init__(
         self,
@@ -40,17 +38,15 @@ class Pinning:
         roster: Roster,
         kv: KvCache,
         costs: Costs,
-        is_wanted: Callable[[], bool],
+        inbox: Inbox,
     ) -> None:
-        """`is_wanted` says whether there is something else to do."""
         self._runtime = runtime
         self._roster = roster
         self._kv = kv
         self._costs = costs
-        self._is_wanted = is_wanted
+        self._inbox = inbox
         self._pending: deque[Pin] = deque()
         self._sequence: Sequence | None = None  # the first of them, while it has a slot
-        self.is_computing = False  # what can be aborted
 
     @property
     def has_work(self) -> bool:
@@ -98,18 +94,15 @@ class Pinning:
         start, num_max = sequence.num_computed, self._runtime.limits.max_batch
         num_fast = self._costs.max_prompt_tokens(0, start, STEP_S)
         end = start + min(max(MIN_STEP, num_fast), num_max, len(sequence.tokens) - 1 - start)
-        # Whoever submits first puts, then looks; here it is the other way round. So either it
-        # sees that there is something to abort, or what it put is seen here.
-        self.is_computing = self._runtime.limits.can_cut
         try:
-            if self.is_computing and self._is_wanted():
+            if self._runtime.limits.can_cut and not self._inbox.begin(PINNING):
                 return
             begin_s = time.monotonic()
             self._runtime.decode(
                 [Chunk(slot_of(sequence), start, sequence.tokens[start:end], False)]
             )
         finally:
-            self.is_computing = False
+            self._inbox.end()
         sequence.num_computed = end
         self._costs.observe(0, end - start, start, time.monotonic() - begin_s)
 
@@ -135,8 +128,9 @@ class Pinning:
         """One that has something pending behind the prompt, which is never computed."""
         info = self._runtime.info
         return Sequence(
-            id=-1,
+            id=PINNING,
             arrival=-1,
+            request=Request(cache_namespace=PINNED),
             tokens=[*pin.tokens, pin.tokens[-1]],
             max_len=len(pin.tokens) + 1,
             sampler=Sampler(
@@ -144,5 +138,4 @@ class Pinning:
             ),
             text=TextStream(()),
             accepted_s=0.0,
-            namespace=PINNED,
         )

@@ -6,12 +6,9 @@ ends, its last report is `Ended`; the runtime belongs to whoever made it, and ou
 """
 
 import logging
-import queue
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
-
-import msgspec
 
 from llmserve.core import FinishReason
 from llmserve.engine.input.pins import Pin
@@ -20,7 +17,6 @@ from llmserve.engine.kvcache.manager import KvCache
 from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import (
     Cancel,
-    Command,
     Embed,
     Ended,
     Failed,
@@ -32,34 +28,22 @@ from llmserve.engine.messages import (
     Submit,
 )
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError, Runtime
-from llmserve.engine.scheduler.cost_model import Costs, OutputLengths
-from llmserve.engine.scheduler.recovery import Setbacks
-from llmserve.engine.scheduler.scheduler import (
-    Limits,
-    Outlook,
-    Work,
-    add_drafts,
-    has_room,
-    in_age,
-    plan_entries,
-    plan_work,
-    used_cells,
-)
+from llmserve.engine.scheduler.scheduler import Limits, Outlook, Work, in_age
 from llmserve.engine.scheduler.sequence import Sequence
 from llmserve.engine.structured.compiler import Compiler
 from llmserve.engine.structured.masks import MaskFiller
 from llmserve.engine.thread import ModelThread
 from llmserve.engine.worker.embedding import Embedder
+from llmserve.engine.worker.inbox import INTERRUPT_FROM, Inbox
 from llmserve.engine.worker.intake import make_sequence
-from llmserve.engine.worker.pinning import Pinning
+from llmserve.engine.worker.pinning import PINNING, Pinning
+from llmserve.engine.worker.planner import Planner
 from llmserve.engine.worker.postprocess import advance
 from llmserve.engine.worker.reporter import Reporter
 from llmserve.engine.worker.slots import Roster, slot_of
 from llmserve.errors import EngineError
 
 log = logging.getLogger(__name__)
-
-INTERRUPT_FROM = 32  # a step with fewer prompt tokens ends soon enough by itself
 
 
 class Worker:
@@ -83,7 +67,7 @@ class Worker:
         self._masks = MaskFiller(runtime.info.vocab_size, runtime.info.eog_tokens)
         self._report = report
         limits = runtime.limits
-        self._limits = Limits(
+        step_limits = Limits(
             max_batch=limits.max_batch,
             max_running=limits.num_slots,
             num_cells=limits.num_cells,
@@ -92,20 +76,18 @@ class Worker:
         )
         self._queue_timeout_s = policy.queue_timeout_s
         self._drafts = policy.speculation and limits.can_cut  # a wrong guess has to go again
-        self._costs = Costs()
-        self._lengths = OutputLengths()
-        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._inbox = Inbox(runtime)
         self._kv = KvCache(
             runtime, prefix_cache_bytes, disk, lambda: self._inbox.put(Fetched()), pinned_disk
         )
         self._roster = Roster(runtime, self._kv)
         self._pins = pins
-        self._pinning = Pinning(runtime, self._roster, self._kv, self._costs, self._has_commands)
-        self._embedder = Embedder(runtime, report, self._has_commands)
-        self._reporter = Reporter(report, self._roster, self._limits, self._embedder)
+        self._planner = Planner(step_limits, self._roster, self._kv)
+        self._setbacks = self._planner.setbacks
+        self._pinning = Pinning(runtime, self._roster, self._kv, self._planner.costs, self._inbox)
+        self._embedder = Embedder(runtime, report, self._inbox)
+        self._reporter = Reporter(report, self._roster, step_limits, self._embedder)
         self._num_arrivals = 0
-        self._setbacks = Setbacks()
-        self._prefilling: int | None = None  # the request that most of the running step is for
         self._ended: Future[None] = Future()
 
     def start(self, thread: ModelThread) -> None:
@@ -113,15 +95,11 @@ class Worker:
         self._ended = thread.submit(self._run)
 
     def submit(self, command: Submit | Embed) -> None:
-        self._inbox.put(command)
-        if self._pinning.is_computing:
-            self._runtime.abort()
+        self._inbox.put(command, interrupts=PINNING)
 
     def cancel(self, request_id: int) -> None:
         """Forget a request; a step that is mostly for it is interrupted. Any thread."""
-        self._inbox.put(Cancel(request_id))
-        if request_id in (self._prefilling, self._embedder.computing):
-            self._runtime.abort()
+        self._inbox.put(Cancel(request_id), interrupts=request_id)
 
     def stop(self) -> None:
         """End the loop; returns when it is over. Any other thread; twice is fine."""
@@ -164,22 +142,18 @@ class Worker:
 
     def _drain(self) -> bool:
         """Take in all commands, waiting for one if there is nothing to do; False to stop."""
-        self._prefilling = None
         self._runtime.clear_abort()
-        while self._is_idle or self._has_commands():
+        while self._is_idle or not self._inbox.empty():
             if self._is_idle:
                 self._tell([])  # no step will say that the last one left
                 self._kv.check_empty(self._roster.free_slots)
-                if self._pinning.has_work and not self._has_commands():
+                if self._pinning.has_work and self._inbox.empty():
                     return True
             command = self._inbox.get()
             if isinstance(command, Stop):
                 return False
             self._handle(command)
         return True
-
-    def _has_commands(self) -> bool:
-        return not self._inbox.empty()
 
     @property
     def _is_idle(self) -> bool:
@@ -225,15 +199,15 @@ class Worker:
     # -- one step ---------------------------------------------------------------------------
 
     def _step(self) -> None:
-        outlook = self._outlook()
+        outlook = self._planner.outlook()
         self._change_slots(outlook)
         self._expire(outlook.now_s)
         if not self._roster.running:  # all have been given up on
             return
         self._tell([])  # now: the step may be a long prefill
         begin_s = time.monotonic()
-        work = self._plan_work(outlook)
-        stats = self._expect(work)
+        work = self._planner.work(outlook)
+        expected = self._planner.expect(work)
         masks = self._masks.start(w.sequence for w in work if w.is_last)
         logits = self._decode(work)
         if logits is None:
@@ -243,18 +217,13 @@ class Worker:
         self._kv.note(work)
         self._rewind(w for w in work if w.draft)  # cells of guesses that were wrong
         for sequence in outcome.ended:
-            self._lengths.observe(sequence.num_generated)
+            self._planner.lengths.observe(sequence.num_generated)
             self._remove(sequence)
-        self._costs.observe(stats.num_decoded, stats.num_prefilled, stats.num_cells, step_s)
-        stats = msgspec.structs.replace(stats, step_s=step_s, num_accepted=outcome.num_accepted)
+        stats = self._planner.observe(expected, step_s, outcome.num_accepted)
         self._tell(outcome.replies, stats)
 
     def _change_slots(self, outlook: Outlook) -> None:
-        """Let go whom there is no room for, or else let in whom there is room for."""
-        has_place = has_room(self._roster.running, self._limits, outlook.now_s)
-        may_enter = self._setbacks.may_enter and has_place
-        waiting = self._kv.ready(self._roster.waiting) if may_enter else []
-        entries = plan_entries(self._roster.running, waiting, self._limits, outlook)
+        entries = self._planner.entries(outlook)
         for sequence in entries.preempt:
             self._preempt(sequence)
         for sequence in entries.admit:
@@ -270,38 +239,16 @@ class Worker:
             if sequence.started_s is None and sequence.accepted_s < latest_s:
                 self._fail(sequence, "no slot became free in time", is_timeout=True)
 
-    def _plan_work(self, outlook: Outlook) -> list[Work]:
-        limits, running = self._setbacks.limited(self._limits), self._roster.running
-        work = self._kv.clip(self._setbacks.chosen(plan_work(running, limits, outlook)))
-        return add_drafts(work, limits, outlook, used_cells(running))
-
-    def _expect(self, work: list[Work]) -> StepStats:
-        """What `work` is, and how long it should take; told once it is done."""
-        num_drafted = sum(len(w.draft) for w in work)
-        num_tokens = sum(w.num_tokens for w in work) + num_drafted
-        num_decoded = sum(w.num_tokens == 1 for w in work) + num_drafted
-        num_cells = used_cells(self._roster.running)
-        num_prefilled = num_tokens - num_decoded
-        expected_s = self._costs.step_s(num_decoded, num_prefilled, num_cells)
-        return StepStats(
-            num_decoded, num_prefilled, num_cells, expected_s=expected_s, num_drafted=num_drafted
-        )
-
     def _tell(self, replies: list[Reply], stats: StepStats | None = None) -> None:
-        self._reporter.tell(replies, self._outlook(), stats)
-
-    def _outlook(self) -> Outlook:
-        return Outlook(self._costs, self._lengths, time.monotonic())
+        self._reporter.tell(replies, self._planner.outlook(), stats)
 
     def _decode(self, work: list[Work]) -> Logits | None:
         """The logits of `work`, or None if nothing was computed and the next plan tries again."""
         largest = max(work, key=lambda w: w.num_tokens)
-        if largest.num_tokens >= max(INTERRUPT_FROM, sum(w.num_tokens for w in work) // 2):
-            self._prefilling = largest.sequence.id
-            # `cancel` first puts, then looks; here it is the other way round. So either it sees
-            # whom to abort, or its command is seen here. Anything else costs one more plan.
-            if self._has_commands():
-                return None
+        is_mostly_its = largest.num_tokens >= sum(w.num_tokens for w in work) // 2
+        can_be_long = is_mostly_its and largest.num_tokens >= INTERRUPT_FROM
+        if can_be_long and not self._inbox.begin(largest.sequence.id):
+            return None
         try:
             logits = self._runtime.decode([_chunk(w) for w in work])
         except AbortedError:
@@ -313,6 +260,8 @@ class Worker:
         else:
             self._setbacks.note_success()
             return logits
+        finally:
+            self._inbox.end()
         return None
 
     # -- what can go wrong ------------------------------------------------------------------
@@ -329,7 +278,7 @@ class Worker:
         if len(self._roster.running) > 1:
             log.warning("llama.cpp found no cells for the batch; preempting one sequence")
             self._preempt(in_age(self._roster.running, time.monotonic())[-1])
-            self._setbacks.close(self._limits)
+            self._setbacks.close(self._planner.limits)
         else:
             only = self._roster.running[0]
             self._fail(

@@ -190,7 +190,7 @@ def test_preempted_sequences_go_on_from_what_was_parked() -> None:
     try:
         prompts = [small.tokenize(f"{n} {TEXT[:40]}", add_special=True) for n in range(3)]
         bench = LlamaBench(small)
-        bench.worker._lengths.observe(1)  # expects short answers, and lets all of them in
+        bench.worker._planner.lengths.observe(1)  # expects short answers, and lets all of them in
         for prompt in prompts:
             bench.submit(prompt, 90, sampling=GREEDY)
         bench.run()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmserve.core import SamplingParams
+from llmserve.core import Request, SamplingParams
 from llmserve.engine.output.text import TextStream
 from llmserve.engine.sampling.logprobs import PromptScores
 from llmserve.engine.sampling.sampler import Sampler
@@ -44,13 +44,14 @@ def make_sequence(
     return Sequence(
         id=arrival,
         arrival=arrival,
+        request=Request(
+            priority="batch" if is_batch else "interactive", deterministic=deterministic
+        ),
         tokens=[0] * prompt_len,
         max_len=prompt_len + num_generate,
         sampler=SAMPLER,
         text=TextStream(),
         accepted_s=accepted_s,
-        is_batch=is_batch,
-        deterministic=deterministic,
         prompt_scores=PromptScores([0] * prompt_len, 0, _no_text) if wants_all_rows else None,
     )
 

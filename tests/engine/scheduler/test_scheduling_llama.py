@@ -74,7 +74,7 @@ def test_steps_with_streams_have_no_more_prompt_tokens_than_fit_by_what_was_lear
             allowed.append((num_prompt, max(MIN_PROGRESS, most)))
         return work
 
-    monkeypatch.setattr("llmserve.engine.worker.worker.plan_work", planning)
+    monkeypatch.setattr("llmserve.engine.worker.planner.plan_work", planning)
     stats: list[StepStats] = []
 
     async def main() -> None:

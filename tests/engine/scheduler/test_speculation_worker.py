@@ -171,6 +171,7 @@ def waiting_for_one(seed: int) -> Sequence:
     return Sequence(
         id=0,
         arrival=0,
+        request=Request(),
         tokens=[7],
         max_len=10,
         sampler=sampler,

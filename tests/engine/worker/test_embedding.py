@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmserve.core import Vectors
-from llmserve.engine.messages import Embed, Embedded, Failed, StepReport
+from llmserve.engine.messages import Cancel, Embed, Embedded, Failed, StepReport
 from llmserve.engine.runtime import AbortedError, EmbeddingLimits, InputChunk
 from llmserve.engine.worker import embedding as embedder_module
 from llmserve.engine.worker.embedding import BUSY_TOKENS, Embedder, Input, Job, plan_batch
+from llmserve.engine.worker.inbox import Inbox
 from llmserve.errors import EngineError
 from tests.fakes import FakeRuntime, fake_vector
 
@@ -27,8 +28,8 @@ LIMITS = pytest.mark.parametrize("limits", [WHOLE, PARTS], ids=["whole", "parts"
 class Bench:
     def __init__(self, limits: EmbeddingLimits, runtime: FakeRuntime | None = None) -> None:
         self.runtime = runtime or FakeRuntime(embedding=limits)
-        self.embedder = Embedder(self.runtime, self._note, lambda: self.is_interrupted)
-        self.is_interrupted = False
+        self.inbox = Inbox(self.runtime)
+        self.embedder = Embedder(self.runtime, self._note, self.inbox)
         self.inputs: dict[int, list[list[int]]] = {}
         self.answers: dict[int, Embedded | Failed] = {}
         self.order: list[int] = []  # requests, as they were answered
@@ -84,7 +85,7 @@ class Bench:
             if each.num_computed
         }
         assert all(each.job in embedder._jobs for each in begun.values())
-        assert embedder.computing is None
+        assert self.inbox.computing is None
         assert 0 <= embedder.num_running <= embedder.num_running + embedder.num_waiting
 
 
@@ -300,10 +301,10 @@ def test_a_command_goes_before_a_batch_for_one_request() -> None:
     """It might be its cancellation."""
     bench = Bench(WHOLE)
     request = bench.add(tokens(40))
-    bench.is_interrupted = True
+    bench.inbox.put(Cancel(request + 1))
     bench.step()
     assert bench.runtime.batch_sizes == []
-    bench.is_interrupted = False
+    bench.inbox.get()
     bench.run()
     bench.check(request)
 
@@ -313,7 +314,7 @@ def test_the_one_whose_batch_runs_is_known() -> None:
 
     class Watched(FakeRuntime):
         def embed(self, chunks: Sequence[InputChunk]) -> Vectors:
-            seen.append(bench.embedder.computing)
+            seen.append(bench.inbox.computing)
             return super().embed(chunks)
 
     bench = Bench(WHOLE, Watched(embedding=WHOLE))

@@ -67,7 +67,7 @@ class PinBench(Bench):
 
     def step(self) -> None:
         worker = self.worker
-        while worker._has_commands():
+        while not worker._inbox.empty():
             worker._handle(worker._inbox.get())  # type: ignore[arg-type]
         if self.is_busy:
             worker._compute()

@@ -141,7 +141,7 @@ class FixedCosts(Costs):
 
 def test_a_step_that_decodes_has_no_more_of_a_prompt_than_fits_the_target() -> None:
     bench = Bench(runtime := RecordingRuntime(max_batch=512), target_itl_s=0.06)
-    costs = bench.worker._costs = FixedCosts()
+    costs = bench.worker._planner.costs = FixedCosts()
     stream = bench.submit([1], 150, sampling=ENDLESS)
     bench.step()
     prompts = [bench.submit([n] * 900, 3, sampling=ENDLESS) for n in (2, 3)]
@@ -160,9 +160,9 @@ def test_a_step_that_decodes_has_no_more_of_a_prompt_than_fits_the_target() -> N
 
 def test_steps_are_measured_and_learned_from() -> None:
     bench = Bench(FakeRuntime(num_cells=2000))
-    before_s = bench.worker._costs.step_s(1, 0, 100)
+    before_s = bench.worker._planner.costs.step_s(1, 0, 100)
     bench.submit([1], 300, sampling=ENDLESS)
     bench.run()
     assert all(stats.expected_s and stats.expected_s > 0 for stats in bench.stats)
     assert all(stats.step_s > 0 for stats in bench.stats)
-    assert bench.worker._costs.step_s(1, 0, 100) < before_s / 2, "the fake is fast"
+    assert bench.worker._planner.costs.step_s(1, 0, 100) < before_s / 2, "the fake is fast"

@@ -14,6 +14,7 @@ from llmserve.core import (
     Finished,
     FinishReason,
     PromptLogprobs,
+    Request,
     SampledLogprob,
     SamplingParams,
 )
@@ -31,7 +32,7 @@ from llmserve.engine.messages import (
 from llmserve.engine.runtime import AbortedError, Chunk, Logits, OutOfCellsError
 from llmserve.engine.scheduler.scheduler import Entries, Limits, Outlook, plan_entries
 from llmserve.engine.scheduler.sequence import Sequence as EngineSequence
-from llmserve.engine.worker import worker as worker_module
+from llmserve.engine.worker import planner as planner_module
 from llmserve.engine.worker.worker import Worker
 from llmserve.errors import EngineError
 from tests.engine.solo import GREEDY, Answer, answer_alone
@@ -121,18 +122,20 @@ class Bench:
         self.worker.submit(
             Submit(
                 id=request_id,
+                request=Request(
+                    sampling=sampling,
+                    stop=stops,
+                    num_logprobs=num_logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    cache_namespace=namespace,
+                    priority="batch" if is_batch else "interactive",
+                    deterministic=deterministic,
+                    cache_prompt=cache_prompt,
+                ),
                 tokens=list(prompt),
                 max_len=len(prompt) + max_tokens,
-                sampling=sampling,
-                stop=stops,
                 seed=seed,
                 accepted_s=accepted_s,
-                num_logprobs=num_logprobs,
-                prompt_logprobs=prompt_logprobs,
-                namespace=namespace,
-                is_batch=is_batch,
-                deterministic=deterministic,
-                cache_prompt=cache_prompt,
             )
         )
         return request_id
@@ -140,7 +143,7 @@ class Bench:
     def expect_short_answers(self) -> None:
         """As after many of them, so that too many enter and some are preempted."""
         for _ in range(200):
-            self.worker._lengths.observe(1)
+            self.worker._planner.lengths.observe(1)
 
     @property
     def is_busy(self) -> bool:
@@ -391,7 +394,7 @@ def test_a_cancel_that_comes_while_the_step_is_planned_still_interrupts_it(
         bench.worker.cancel(request_id)
         return plan_entries(running, waiting, limits, outlook)
 
-    monkeypatch.setattr(worker_module, "plan_entries", plan_and_cancel)
+    monkeypatch.setattr(planner_module, "plan_entries", plan_and_cancel)
     bench.step()
     assert bench.runtime.batch_sizes == []
     bench.step()
@@ -778,7 +781,7 @@ def test_a_step_is_one_report() -> None:
     reports: list[Report] = []
     worker = Worker(FakeRuntime(), reports.append, policy=policy())
     for n in range(3):
-        worker.submit(Submit(n, [n], 10, GREEDY, (), 0, 0.0))
+        worker.submit(Submit(n, Request(sampling=GREEDY), [n], 10, 0, 0.0))
     assert worker._drain()
     worker._step()
     load, step = reports
