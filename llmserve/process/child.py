@@ -17,16 +17,16 @@ import sys
 from collections.abc import Awaitable
 from pathlib import Path
 
-from llmserve.core import EmbeddingRequest, Request
+from llmserve.core import Request
 from llmserve.engine.engine import Engine
 from llmserve.engine.load_spec import LoadSpec
 from llmserve.engine.loading import Backend, backend_of, load_engine
 from llmserve.errors import LlmserveError, as_llmserve_error
 from llmserve.process.channel import ChannelError, Connection
 from llmserve.process.messages import (
+    METHODS,
+    Call,
     Cancel,
-    Detokenize,
-    Embed,
     Entered,
     Failure,
     Fault,
@@ -39,14 +39,10 @@ from llmserve.process.messages import (
     Progress,
     Question,
     Ready,
-    Render,
     Reply,
+    Result,
     Stop,
-    Text,
     ToChild,
-    Tokenize,
-    Tokens,
-    Vectors,
 )
 from llmserve.telemetry.request_record import RequestRecord, set_current
 from llmserve.telemetry.traceback import outline
@@ -194,10 +190,8 @@ class Child:
         match question:
             case Generate(request_id, request):
                 return self._generate(engine, request_id, request)
-            case Embed(request_id, to_embed):
-                return self._embed(engine, request_id, to_embed)
-            case _:
-                return self._text(engine, question)
+            case Call():
+                return self._call(engine, question)
 
     async def _generate(self, engine: Engine, request_id: int, request: Request) -> None:
         stream = engine.generate(request, on_entry=lambda: self.send(Entered(request_id)))
@@ -205,18 +199,10 @@ class Child:
             async for event in events:
                 self.send(Reply(request_id, event))
 
-    async def _embed(self, engine: Engine, request_id: int, request: EmbeddingRequest) -> None:
-        self.send(Vectors.of(request_id, await engine.embed(request)))
-
-    async def _text(self, engine: Engine, question: Tokenize | Detokenize | Render) -> None:
-        match question:
-            case Tokenize(request_id, text, add_special):
-                tokens = await engine.tokenize(text, add_special=add_special)
-                self.send(Tokens(request_id, tokens))
-            case Detokenize(request_id, ids):
-                self.send(Text(request_id, await engine.detokenize(ids)))
-            case Render(request_id, request):
-                self.send(Text(request_id, await engine.render(request)))
+    async def _call(self, engine: Engine, call: Call) -> None:
+        method = METHODS[call.method]
+        result = await getattr(engine, call.method)(**method.arguments(call.args))
+        self.send(Result(call.id, method.pack(result)))
 
 
 def _utf8(text: str) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -35,27 +35,21 @@ from llmserve.errors import (
 from llmserve.process.channel import ChannelError
 from llmserve.process.child_process import ChildProcess, End, crashed
 from llmserve.process.messages import (
+    METHODS,
     Answer,
+    Call,
     Cancel,
-    Detokenize,
-    Embed,
     Entered,
     Failure,
     FromChild,
     Generate,
     Question,
     Ready,
-    Render,
     Reply,
+    Result,
     Stop,
-    Text,
-    Tokenize,
-    Tokens,
-    Vectors,
 )
 from llmserve.process.watchdog import Watchdog
-
-T = TypeVar("T")
 
 STOP_S = 10.0  # for its orderly end, in which it may write prefixes to disk
 
@@ -147,23 +141,26 @@ class ProcessEngine:
             yield event
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        vectors = await self._answer(Embed(next(self._ids), request), Vectors)
-        return vectors.embeddings(self.name)
+        embeddings: Embeddings = await self._call("embed", request=request)
+        return embeddings
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        return (await self._answer(Tokenize(next(self._ids), text, add_special), Tokens)).tokens
+        tokens: list[int] = await self._call("tokenize", text=text, add_special=add_special)
+        return tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        return (await self._answer(Detokenize(next(self._ids), list(tokens)), Text)).text
+        text: str = await self._call("detokenize", tokens=list(tokens))
+        return text
 
     async def render(self, request: Request) -> str:
-        return (await self._answer(Render(next(self._ids), request), Text)).text
+        text: str = await self._call("render", request=request)
+        return text
 
-    async def _answer(self, question: Question, kind: type[T]) -> T:
-        with self._ask(question) as asked:
+    async def _call(self, method: str, **args: Any) -> Any:
+        with self._ask(Call(next(self._ids), method, args)) as asked:
             answer = await _next(asked)
-        assert isinstance(answer, kind)
-        return answer
+        assert isinstance(answer, Result)
+        return METHODS[method].returned(answer.value)
 
     @contextlib.contextmanager
     def _ask(self, question: Question) -> Iterator[_Asked]:
@@ -208,7 +205,7 @@ class ProcessEngine:
                 self._on_step(message)
             case Load():
                 self._on_load(message)
-            case Tokens() | Text() | Vectors() | Failure():
+            case Result() | Failure():
                 self._end(message)
             case _:
                 raise AssertionError(f"unexpected {type(message).__name__}")
@@ -233,8 +230,8 @@ class ProcessEngine:
     def _end(self, answer: Answer) -> None:
         if not isinstance(answer, Failure):  # refusals need nothing that can hang
             self._preparing.sign()
-        self._has_answered |= isinstance(answer, Vectors)
         if asked := self._asked.get(answer.id):
+            self._has_answered |= isinstance(answer, Result) and _computes(asked.question)
             asked.news.put_nowait(answer)
             self._forget(answer.id)
 
@@ -276,7 +273,7 @@ class ProcessEngine:
         if self._closing:
             return shutting_down(f"model {self.name!r}")
         # Of embeddings nobody tells when they begin. To repeat them does no harm.
-        if asked.is_running or not isinstance(asked.question, Generate | Embed):
+        if asked.is_running or not _computes(asked.question):
             return crashed(self.name, end)
         return self._lost(is_suspect=not asked.is_accepted)
 
@@ -287,7 +284,7 @@ class ProcessEngine:
         return error
 
 
-async def _next(asked: _Asked) -> Event | Tokens | Text | Vectors:
+async def _next(asked: _Asked) -> Event | Result:
     news = await asked.news.get()
     if isinstance(news, LlmserveError):
         raise news
@@ -296,13 +293,17 @@ async def _next(asked: _Asked) -> Event | Tokens | Text | Vectors:
     return news
 
 
+def _computes(question: Question) -> bool:
+    """Whether the worker answers; if not, it is done in a moment."""
+    return isinstance(question, Generate) or METHODS[question.method].computes
+
+
 def _unsendable(question: Question) -> str | None:
     """The field of a request because of which it cannot be sent."""
-    if not isinstance(question, Generate | Embed | Render):
-        return None
-    for field in question.request.__struct_fields__:
+    request = question.request if isinstance(question, Generate) else question.args.get("request")
+    for field in request.__struct_fields__ if request is not None else ():
         try:
-            msgspec.msgpack.encode(getattr(question.request, field))
+            msgspec.msgpack.encode(getattr(request, field))
         except (UnicodeEncodeError, OverflowError, RecursionError, TypeError):
             return field
     return None

@@ -5,6 +5,10 @@ A `Reply` and the answers name the request by the id that the server gave it. Af
 about a request, or its `Cancel`, nothing more about it counts.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -30,25 +34,12 @@ class Generate(Struct, frozen=True, tag=True):
     request: Request
 
 
-class Embed(Struct, frozen=True, tag=True):
+class Call(Struct, frozen=True, tag=True):
+    """Call a method of the engine, one of `METHODS`; `Result` or `Failure` is the answer."""
+
     id: int
-    request: EmbeddingRequest
-
-
-class Tokenize(Struct, frozen=True, tag=True):
-    id: int
-    text: str
-    add_special: bool
-
-
-class Detokenize(Struct, frozen=True, tag=True):
-    id: int
-    tokens: list[int]
-
-
-class Render(Struct, frozen=True, tag=True):
-    id: int
-    request: Request
+    method: str
+    args: dict[str, Any]
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -61,7 +52,7 @@ class Stop(Struct, frozen=True, tag=True):
     """Finish what runs as cancelled, and end."""
 
 
-Question = Generate | Embed | Tokenize | Detokenize | Render
+Question = Generate | Call
 ToChild = Open | Question | Cancel | Stop
 
 
@@ -131,31 +122,11 @@ class Reply(Struct, frozen=True, tag=True):
     event: Event
 
 
-class Tokens(Struct, frozen=True, tag=True):
+class Result(Struct, frozen=True, tag=True):
+    """What a `Call` returns."""
+
     id: int
-    tokens: list[int]
-
-
-class Text(Struct, frozen=True, tag=True):
-    id: int
-    text: str
-
-
-class Vectors(Struct, frozen=True, tag=True):
-    id: int
-    num_rows: int
-    data: bytes  # rows of little-endian float32
-    prompt_tokens: int
-
-    @classmethod
-    def of(cls, request_id: int, embeddings: Embeddings) -> "Vectors":
-        vectors = embeddings.vectors
-        data = vectors.astype("<f4", copy=False).tobytes()
-        return cls(request_id, len(vectors), data, embeddings.prompt_tokens)
-
-    def embeddings(self, model: str) -> Embeddings:
-        vectors = np.frombuffer(self.data, dtype="<f4").reshape(self.num_rows, -1)
-        return Embeddings(model, vectors.astype(np.float32, copy=False), self.prompt_tokens)
+    value: Any
 
 
 class Failure(Struct, frozen=True, tag=True):
@@ -172,7 +143,62 @@ class LogRecord(Struct, frozen=True, tag=True):
     exception: str = ""
 
 
-Answer = Tokens | Text | Vectors | Failure  # the last word about a request that is no generation
+Answer = Result | Failure  # the last word about a request that is no generation
 FromChild = (
     Hello | Progress | Ready | NotLoaded | Entered | Reply | Answer | StepStats | Load | LogRecord
 )
+
+
+# -- calls ---------------------------------------------------------------------------------------
+
+
+class Vectors(Struct, frozen=True):
+    """`Embeddings` as plain data."""
+
+    model: str
+    num_rows: int
+    data: bytes  # rows of little-endian float32
+    prompt_tokens: int
+
+    @classmethod
+    def of(cls, embeddings: Embeddings) -> "Vectors":
+        vectors = embeddings.vectors
+        data = vectors.astype("<f4", copy=False).tobytes()
+        return cls(embeddings.model, len(vectors), data, embeddings.prompt_tokens)
+
+    def embeddings(self) -> Embeddings:
+        vectors = np.frombuffer(self.data, dtype="<f4").reshape(self.num_rows, -1)
+        return Embeddings(self.model, vectors.astype(np.float32, copy=False), self.prompt_tokens)
+
+
+class Method(NamedTuple):
+    """How a method of the engine is called over there.
+
+    What a message calls Any arrives as what msgpack knows; here is what it was.
+    """
+
+    args: dict[str, Any]  # types by name
+    result: Any  # the type of what is sent
+    computes: bool = False  # in the worker: it may be repeated elsewhere, and may take long
+    pack: Callable[[Any], Any] = lambda result: result
+    unpack: Callable[[Any], Any] = lambda result: result
+
+    def arguments(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {name: msgspec.convert(value, self.args[name]) for name, value in args.items()}
+
+    def returned(self, value: Any) -> Any:
+        return self.unpack(msgspec.convert(value, self.result))
+
+
+METHODS = {
+    "tokenize": Method({"text": str, "add_special": bool}, list[int]),
+    "detokenize": Method({"tokens": list[int]}, str),
+    "render": Method({"request": Request}, str),
+    "embed": Method(
+        {"request": EmbeddingRequest},
+        Vectors,
+        computes=True,
+        pack=Vectors.of,
+        unpack=Vectors.embeddings,
+    ),
+}

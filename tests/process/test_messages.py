@@ -1,5 +1,6 @@
 """What is sent is what arrives."""
 
+import inspect
 from typing import Any
 
 import msgspec
@@ -31,14 +32,18 @@ from llmserve.core import (
     ToolUse,
     Usage,
 )
+from llmserve.engine.engine import Engine
+from llmserve.engine.interface import Facade
+from llmserve.process.client import ProcessEngine
 from llmserve.process.messages import (
-    Embed,
+    METHODS,
+    Call,
     Fault,
     FromChild,
     Generate,
     Reply,
+    Result,
     ToChild,
-    Vectors,
 )
 
 LOGPROB = SampledLogprob(TokenLogprob(1, b"\xff", -0.5), (TokenLogprob(2, b"x", -9.25),))
@@ -90,13 +95,39 @@ def test_requests(request_: Request) -> None:
     assert through(ToChild, Generate(1, request_)) == Generate(1, request_)
 
 
+def called(method: str, **args: Any) -> dict[str, Any]:
+    """What comes out of a `Call` over there."""
+    call = through(ToChild, Call(1, method, args))
+    return METHODS[call.method].arguments(call.args)
+
+
+def returned(method: str, result: Any) -> Any:
+    answer = through(FromChild, Result(1, METHODS[method].pack(result)))
+    return METHODS[method].returned(answer.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_can_be_called_is_the_engines(name: str) -> None:
+    """By the names of its parameters."""
+    for kind in (Facade, Engine, ProcessEngine):
+        assert list(inspect.signature(getattr(kind, name)).parameters)[1:] == [*METHODS[name].args]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=["empty", "full", "tokens"])
+def test_calls(request_: Request) -> None:
+    assert called("render", request=request_) == {"request": request_}
+    words = {"text": "ä", "add_special": True}
+    assert called("tokenize", **words) == words
+    assert returned("tokenize", [1, 2]) == [1, 2]
+    assert returned("detokenize", "ä") == "ä"
+
+
 def test_embeddings() -> None:
     request = EmbeddingRequest(("a", (1, 2)), dimensions=3)
-    assert through(ToChild, Embed(1, request)) == Embed(1, request)
+    assert called("embed", request=request) == {"request": request}
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
-    vectors = through(FromChild, Vectors.of(1, Embeddings("m", rows, 4)))
-    back = vectors.embeddings("m")
-    assert (back.vectors.dtype, back.prompt_tokens) == (np.float32, 4)
+    back = returned("embed", Embeddings("m", rows, 4))
+    assert (back.model, back.vectors.dtype, back.prompt_tokens) == ("m", np.float32, 4)
     assert np.array_equal(back.vectors, rows)
 
 

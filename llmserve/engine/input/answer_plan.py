@@ -13,8 +13,10 @@ from llmserve.chat.tools.schemas import ANY_OBJECT, value_types
 from llmserve.core import Constraint, Request, ToolUse
 from llmserve.engine.output.parser import Reading
 from llmserve.engine.runtime import Runtime
-from llmserve.engine.structured.grammar import SCHEMA_OPTIONS, check
-from llmserve.errors import InvalidRequestError
+from llmserve.engine.structured.grammar import SCHEMA_OPTIONS
+from llmserve.engine.structured.limits import MAX_SOURCE_BYTES, check_size
+
+MAX_CALLS_BYTES = 4 * MAX_SOURCE_BYTES  # of the grammar of all tools together
 
 
 class AnswerPlan(NamedTuple):
@@ -62,8 +64,9 @@ class Answering:
             self._style.format,
             self._controls,
             options=SCHEMA_OPTIONS,
-            text_schema=_text_schema(request) if use.choice == "auto" else None,
+            text_schema=_text_schema(request.constraint) if use.choice == "auto" else None,
         )
+        check_size(grammar, "tools", MAX_CALLS_BYTES)
         return Constraint("calls", grammar)
 
     @functools.cached_property
@@ -84,19 +87,11 @@ class Answering:
         return marker.token if marker else None
 
 
-def _text_schema(request: Request) -> str | None:
+def _text_schema(constraint: Constraint | None) -> str | None:
     """What an answer without calls must match."""
-    match request.constraint:
-        case None:
-            return None
-        case Constraint("json"):
-            return ANY_OBJECT
-        case Constraint("json_schema", source):
-            check(request.constraint)
-            return source
-        case constraint:
-            raise InvalidRequestError(
-                f"response_format of kind {constraint.kind} does not go with tools; use a JSON"
-                " schema, or tool_choice 'required'",
-                param="response_format",
-            )
+    if constraint is None:
+        return None
+    if constraint.kind == "json":
+        return ANY_OBJECT
+    assert constraint.kind == "json_schema", "checked by `validate`"
+    return constraint.source

@@ -13,7 +13,7 @@ from llmserve.engine.input.pins import Pin, make_pins
 from llmserve.engine.messages import Submit
 from llmserve.engine.runtime import Runtime
 from llmserve.engine.sampling.logprobs import MAX_LOGPROBS
-from llmserve.engine.structured.grammar import check_tools
+from llmserve.engine.structured.validate import check_request
 from llmserve.errors import InvalidRequestError
 
 T = TypeVar("T")
@@ -67,8 +67,7 @@ class Encoder:
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        check_tool_use(request)
-        return await self.run_bare(lambda: prompt.render(request, self._style))
+        return await self.run_bare(lambda: self._render(request))
 
     def start_pins(self, prompts: Iterable[str]) -> Future[list[Pin]]:
         """The system messages `prompts` as what is to be pinned."""
@@ -79,12 +78,16 @@ class Encoder:
         self._threads.shutdown()
         self._bare.shutdown()
 
+    def _render(self, request: Request) -> str:
+        check_request(request)
+        return prompt.render(request, self._style)
+
     def _submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
-        check_tool_use(request)
+        check_request(request)
+        _check_parameters(request, self._runtime.info.vocab_size)
         tokens, conversation = prompt.encode(
             request, self._runtime, self._style, self._default_mode
         )
-        check_request(request, self._runtime.info.vocab_size)
         plan = AnswerPlan(None, request.constraint)
         if conversation is not None:
             assert self._answering
@@ -109,13 +112,8 @@ def _seed(request: Request) -> int:
     return 0 if request.deterministic else secrets.randbits(53)
 
 
-def check_request(request: Request, vocab_size: int) -> None:
-    """Raises `InvalidRequestError` that names the field."""
-    _check_constrained(request)
-    _check_parameters(request, vocab_size)
-
-
 def _check_parameters(request: Request, vocab_size: int) -> None:
+    """Raises `InvalidRequestError` that names the field."""
     for token in request.sampling.logit_bias:
         if not 0 <= token < vocab_size:
             raise InvalidRequestError(
@@ -129,34 +127,3 @@ def _check_parameters(request: Request, vocab_size: int) -> None:
             param="logprobs",
         )
     assert not request.prompt_logprobs or request.num_logprobs is not None, "the dialects' care"
-
-
-def check_tool_use(request: Request) -> None:
-    if request.tool_use is not None:
-        check_tools(request.tool_use.tools)
-        if request.sampling.ignore_eos and request.tool_use.choice != "none":
-            raise InvalidRequestError(
-                "ignore_eos does not go with tools: calls say where the answer ends",
-                param="parameters.ignore_eos",
-            )
-
-
-def _check_constrained(request: Request) -> None:
-    """Raises `InvalidRequestError` for what would break the promise of a constraint.
-
-    It is that an answer with the finish reason stop matches.
-    """
-    if request.constraint is None:
-        return
-    field = request.constraint.field or "response_format"
-    if request.sampling.ignore_eos:
-        raise InvalidRequestError(
-            f"ignore_eos does not go with {field}, which says where the answer ends",
-            param="parameters.ignore_eos",
-        )
-    if request.stop:
-        raise InvalidRequestError(
-            f"stop does not go with {field}: it would cut the answer before it matches;"
-            " use max_tokens to bound it",
-            param="parameters.stop",
-        )

@@ -1,10 +1,10 @@
 """core.Constraint -> which tokens may come next, on llguidance.
 
 A request goes through three hands, each in its own thread: `Compiler.prepare` (the engine's
-compiling thread) checks and compiles, `Compiler.take` (the worker) fetches the request's own
+compiling thread) compiles, `Compiler.take` (the worker) fetches the request's own
 matcher, `MaskFiller` (the worker and a helper) computes masks while the model computes logits.
 
-Grammars come from strangers: `grammar.py` refuses what native code could not bear, `_LIMITS`
+Grammars come from strangers: `validate.py` has refused what native code could not bear, `_LIMITS`
 bound what it does.
 """
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from llmserve.core import Constraint
-from llmserve.engine.structured.grammar import check, field_of, grammar_of
+from llmserve.engine.structured.grammar import grammar_of
 from llmserve.engine.structured.limits import refusal
+from llmserve.engine.structured.validate import field_of
 from llmserve.engine.thread import ModelThread
 from llmserve.errors import LlmserveError, UnavailableError
 
@@ -76,7 +77,6 @@ class Compiler:
         if matcher is not None:
             self._compiled.move_to_end(constraint)
         else:
-            check(constraint)
             matcher = self._compile(constraint)
             self._keep(constraint, matcher)
         self._ready[request_id] = matcher.deep_copy()  # shares all that is never written to

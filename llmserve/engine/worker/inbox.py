@@ -1,7 +1,7 @@
 """Commands for the worker's thread, and the interruption of what it computes meanwhile.
 
-Whoever brings a command first puts it, then looks at what is computed; the worker first says what
-it computes, then looks for commands. So either the one sees what to abort, or the other sees the
+The sender of a command first puts it, then looks at what is computed; the worker first says what it
+computes, then looks for commands. So either the sender sees what to abort, or the worker sees the
 command. Both at once cost no more than one more plan.
 """
 

@@ -26,8 +26,8 @@ from llmserve.core import (
 from llmserve.engine.engine import Engine
 from llmserve.engine.structured import compiler as module
 from llmserve.engine.structured.compiler import Compiler
-from llmserve.engine.structured.grammar import field_of
 from llmserve.engine.structured.masks import MaskFiller
+from llmserve.engine.structured.validate import field_of
 from llmserve.errors import EngineError, InvalidRequestError
 from tests.engine.structured.schemas import Schema, is_valid, schemas
 from tests.fakes import EOS, FakeRuntime

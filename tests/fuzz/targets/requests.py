@@ -19,7 +19,7 @@ from llmserve.api.openai.schemas import CompletionRequest, EmbeddingsRequest
 from llmserve.config.provider import Provider
 from llmserve.core import Mode, Request
 from llmserve.engine.structured.gbnf import MAX_SYMBOLS, GrammarError, to_lark
-from llmserve.engine.structured.grammar import check
+from llmserve.engine.structured.validate import check_constraint
 from llmserve.errors import InvalidRequestError
 from llmserve.remote.anthropic import AnthropicProtocol
 from llmserve.remote.openai.request import OpenAIProtocol
@@ -60,7 +60,7 @@ def check_body(data: bytes) -> None:
         requests = read(choices.rest)
         for request in requests:
             if request.constraint is not None:
-                check(request.constraint)
+                check_constraint(request.constraint)
             for protocol in _PROTOCOLS:
                 msgspec.json.decode(protocol.encode(request, request.mode or Mode.CHAT).body)
     except InvalidRequestError as error:
