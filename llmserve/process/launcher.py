@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
-from llmserve.engine.interface import Facade
+from llmserve.engine.interface import Engine
 from llmserve.engine.load_spec import BACKEND, LoadProgress, LoadSpec, Machine
 from llmserve.engine.messages import EngineObserver
 from llmserve.process.child_process import ChildProcess, Spawned, crashed, first_of, spawn
@@ -16,7 +16,7 @@ from llmserve.process.messages import FromChild, NotLoaded, Open, Progress, Read
 from llmserve.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from llmserve.engine.engine import Engine
+    from llmserve.engine.engine import LocalEngine
     from llmserve.engine.loading import Backend
 
 OVERHEAD_BYTES = 40_000_000  # of a process, beside the model: its interpreter and modules
@@ -35,7 +35,7 @@ class Launcher(Protocol):
 
     async def launch(
         self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
-    ) -> Facade:
+    ) -> Engine:
         """Raises `ModelFileError`, `EngineError` or `EngineCrashedError`. May be cancelled."""
 
 
@@ -164,7 +164,7 @@ class ThreadLauncher:
 
     async def launch(
         self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
-    ) -> "Engine":
+    ) -> "LocalEngine":
         """Raises `ModelFileError` or `EngineError`. A thread cannot be ended when it stalls."""
         from llmserve.engine.loading import load_engine
 
