@@ -20,7 +20,7 @@ from llmserve.config.load import compare, load_config
 from llmserve.config.schema import Config, ConfigChange, ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream, Request, Started
 from llmserve.deadline import limited, within
-from llmserve.engine.interface import Facade
+from llmserve.engine.interface import Engine
 from llmserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -246,7 +246,7 @@ class Gateway:
                 retries.note(error)
 
     @asynccontextmanager
-    async def engine(self, model: str | None) -> AsyncIterator[Facade]:
+    async def engine(self, model: str | None) -> AsyncIterator[Engine]:
         """The loaded model, for what is no generation. Raises `LlmserveError`s as `generate`."""
         spec = self.local(model)
         async with self._counted(), self.pool.lease(spec) as engine:

@@ -24,7 +24,7 @@ from llmserve.api.server import Server, listen
 from llmserve.auth.keyring import Keyring
 from llmserve.config.load import load_config
 from llmserve.config.schema import Config, ModelSpec, ServerConfig
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.gateway import Gateway
 from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.loader import EngineMetrics, policy
@@ -182,7 +182,7 @@ class FakeService:
     tracing: Tracing | None
     metrics: Metrics = field(default_factory=Metrics)
     runtimes: dict[str, FakeRuntime] = field(default_factory=dict)
-    engines: dict[str, Engine] = field(default_factory=dict)
+    engines: dict[str, LocalEngine] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)  # what was logged, or left over at the end
     num_expected_errors: int = 0
     base_url: str = ""
@@ -210,14 +210,14 @@ class FakeService:
     def drop(self, spec: ModelSpec) -> None:
         pass
 
-    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Engine:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> LocalEngine:
         await asyncio.to_thread(self.load_gate.wait)
         if self.load_error:
             raise self.load_error
         kind = ScriptedRuntime if "answer" in self.runtime_options else FakeRuntime
         runtime = self.runtimes[spec.name] = kind(gate=self.gate, **self.runtime_options)
         observer = EngineMetrics(spec.name, self.metrics)
-        engine = self.engines[spec.name] = Engine(
+        engine = self.engines[spec.name] = LocalEngine(
             spec.name,
             runtime,
             policy=policy(spec),

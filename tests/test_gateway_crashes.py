@@ -21,7 +21,7 @@ from llmserve.core import (
     SamplingParams,
     Started,
 )
-from llmserve.engine.interface import Facade
+from llmserve.engine.interface import Engine
 from llmserve.engine.runtime import EmbeddingLimits
 from llmserve.errors import EngineCrashedError, ModelQuarantinedError, RequestLostError
 from llmserve.gateway import Gateway
@@ -71,7 +71,7 @@ class Loader:
     def drop(self, spec: ModelSpec) -> None:
         pass
 
-    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Engine:
         engine = await open_child(self._path)
         self.engines.append(engine)
         return engine

@@ -12,7 +12,7 @@ from llmserve.auth.keyring import Grant
 from llmserve.auth.rate_limit import Bill
 from llmserve.config.schema import ModelSpec
 from llmserve.core import EmbeddingRequest, Embeddings, EventStream
-from llmserve.engine.interface import Facade
+from llmserve.engine.interface import Engine
 from llmserve.errors import ModelNotFoundError
 from llmserve.gateway import Gateway
 
@@ -98,7 +98,7 @@ class Caller:
             self._count(self._grant, embeddings.prompt_tokens)
         return embeddings
 
-    def engine(self, model: str | None) -> AbstractAsyncContextManager[Facade]:
+    def engine(self, model: str | None) -> AbstractAsyncContextManager[Engine]:
         """As `Gateway.engine`."""
         self._check(model)
         return self._gateway.engine(model)

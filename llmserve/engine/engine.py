@@ -24,7 +24,7 @@ from llmserve.core import (
 )
 from llmserve.engine.input import embedding, prompt
 from llmserve.engine.input.pins import PinOptions
-from llmserve.engine.input.processor import Encoder
+from llmserve.engine.input.processor import InputProcessor
 from llmserve.engine.interface import Crash
 from llmserve.engine.kvcache.disk_store import DiskOptions
 from llmserve.engine.load_spec import Policy
@@ -51,7 +51,7 @@ from llmserve.errors import (
 )
 
 
-class Engine:
+class LocalEngine:
     """Generates with one model, up to `limits.num_slots` requests at the same time.
 
     Create it on the event loop that will use it, and `close` it there.
@@ -76,7 +76,7 @@ class Engine:
         self._runtime = runtime
         self._on_step = on_step
         self._on_load = on_load
-        self._encoder = Encoder(name, runtime, default_mode, self._check_alive)
+        self._input = InputProcessor(name, runtime, default_mode, self._check_alive)
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Queue[Event | Embedded | Failed]] = {}
         self._on_entry: dict[int, Callable[[], None]] = {}
@@ -97,7 +97,7 @@ class Engine:
             policy=policy,
             prefix_cache_bytes=prefix_cache_bytes,
             disk=disk,
-            pins=self._encoder.start_pins(pinned.prompts),
+            pins=self._input.start_pins(pinned.prompts),
             pinned_disk=pinned.disk,
         )
         self._worker.start(self._thread)
@@ -150,7 +150,7 @@ class Engine:
         self._num_active += 1
         try:
             accepted_s = time.monotonic()
-            submit = await self._encoder.submission(request, next(self._ids), accepted_s)
+            submit = await self._input.process(request, next(self._ids), accepted_s)
             if submit.constraint is not None:
                 self._check_alive()  # `close` waits for all that is queued there
                 await self._compiling.prepare(submit.id, submit.constraint)
@@ -178,9 +178,7 @@ class Engine:
         )
         self._num_embedding += 1
         try:
-            inputs = await self._encoder.run(
-                lambda: embedding.encode(request, self._runtime, limits)
-            )
+            inputs = await self._input.run(lambda: embedding.encode(request, self._runtime, limits))
             begin_s = time.monotonic()
             data = await self._embedded(Embed(next(self._ids), inputs))
             self._mean_embedding_s += 0.1 * (time.monotonic() - begin_s - self._mean_embedding_s)
@@ -214,7 +212,7 @@ class Engine:
 
     async def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of `text` as it is. Raises `InvalidRequestError` for half a character."""
-        return await self._encoder.run_bare(
+        return await self._input.run_bare(
             lambda: prompt.tokenize(text, self._runtime, add_special=add_special)
         )
 
@@ -223,11 +221,11 @@ class Engine:
 
         Raises `InvalidRequestError` for what is not in the vocabulary.
         """
-        return await self._encoder.run_bare(lambda: prompt.detokenize(tokens, self._runtime))
+        return await self._input.run_bare(lambda: prompt.detokenize(tokens, self._runtime))
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
-        return await self._encoder.render(request)
+        return await self._input.render(request)
 
     async def close(self) -> None:
         """End the worker and give the model's memory back; what still runs ends as cancelled."""
@@ -240,7 +238,7 @@ class Engine:
 
     def _free(self) -> None:
         self._worker.stop()
-        self._encoder.close()  # it may be tokenizing with the model
+        self._input.close()  # it may be tokenizing with the model
         self._compiling.close()  # and so may this
         self._runtime.close()
         self._thread.shutdown()

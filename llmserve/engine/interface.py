@@ -1,6 +1,6 @@
 """A loaded model, as everything above the engine sees it, wherever it lives.
 
-`Engine` is one in threads of this process, `process.client.ProcessEngine` one in a child.
+`LocalEngine` is one in threads of this process, `process.client.ProcessEngine` one in a child.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ class Crash(Struct, frozen=True):
     lived_s: float = 0.0  # since it was loaded
 
 
-class Facade(Protocol):
-    """What `Engine` documents; every method belongs to the event loop that it was made on."""
+class Engine(Protocol):
+    """What `LocalEngine` documents; every method belongs to the event loop that it was made on."""
 
     @property
     def name(self) -> str: ...

@@ -1,4 +1,4 @@
-"""Load spec -> a running `Engine`, in threads of this process."""
+"""Load spec -> a running `LocalEngine`, in threads of this process."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.input.pins import PinOptions
 from llmserve.engine.kvcache.disk_store import DiskOptions, fingerprint
 from llmserve.engine.load_spec import LoadSpec, Machine
@@ -42,7 +42,7 @@ async def load_engine(
     on_progress: Callable[[float], bool],
     on_step: Callable[[StepStats], None],
     on_load: Callable[[Load], None],
-) -> Engine:
+) -> LocalEngine:
     """Load and start. Raises `ModelFileError` or `EngineError`."""
     thread = ModelThread(f"worker-{spec.name}")
     try:
@@ -52,7 +52,7 @@ async def load_engine(
         raise
     try:
         disks = await asyncio.wrap_future(thread.submit(_disk_options, spec, backend))
-        return Engine(
+        return LocalEngine(
             spec.name,
             runtime,
             policy=spec.policy,

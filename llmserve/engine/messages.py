@@ -1,4 +1,4 @@
-"""What crosses the border between the engine's facade and its worker.
+"""What crosses the border between the engine and its worker.
 
 Frozen Structs of plain data: they cross a thread today and can cross a process unchanged.
 """

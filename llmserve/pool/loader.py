@@ -10,7 +10,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from llmserve.config.schema import ModelSpec
-from llmserve.engine.interface import Facade
+from llmserve.engine.interface import Engine
 from llmserve.engine.load_spec import DiskCacheSpec, LoadSpec, Policy
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import LlamaParams
@@ -77,7 +77,7 @@ class EngineLoader:
     def drop(self, spec: ModelSpec) -> None:
         self._launcher.drop(spec.name)
 
-    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Engine:
         """Raises `ModelFileError`, `EngineError` or `EngineCrashedError`."""
         observer = EngineMetrics(spec.name, self._metrics)
         return await self._launcher.launch(self._load_spec(spec, plan), progress, observer)

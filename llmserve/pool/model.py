@@ -6,7 +6,7 @@ import time
 from enum import StrEnum
 
 from llmserve.config.schema import ModelSpec
-from llmserve.engine.interface import Crash, Facade
+from llmserve.engine.interface import Crash, Engine
 from llmserve.errors import LlmserveError
 from llmserve.hub.locate import Stamp
 from llmserve.pool.eviction import Residency
@@ -35,7 +35,7 @@ class Model:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.state = State.COLD
-        self.engine: Facade | None = None  # while READY
+        self.engine: Engine | None = None  # while READY
         self.error: LlmserveError | None = None  # while FAILED or QUARANTINED
         self.plan: LoadPlan | None = None  # how it is, or was last, loaded
         self.progress = Progress()  # while LOADING

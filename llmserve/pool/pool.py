@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from llmserve.config.schema import ModelSpec
-from llmserve.engine.interface import Crash, Facade
+from llmserve.engine.interface import Crash, Engine
 from llmserve.errors import (
     EngineCrashedError,
     LlmserveError,
@@ -51,7 +51,7 @@ class Loader(Protocol):
     def drop(self, spec: ModelSpec) -> None:
         """What was planned is not going to be loaded. Fine if nothing was planned."""
 
-    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Engine:
         """A ready engine. Raises `LlmserveError`."""
 
 
@@ -87,7 +87,7 @@ class Pool:
     # -- for requests and commands ----------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, spec: ModelSpec) -> AsyncIterator[Facade]:
+    async def lease(self, spec: ModelSpec) -> AsyncIterator[Engine]:
         """A ready engine, for the time of the block.
 
         Raises `ModelLoadingError` after `load_wait_s`, and whatever ended the load.
@@ -174,7 +174,7 @@ class Pool:
             if time.monotonic() >= deadline_s:
                 raise still_loading(model, time.monotonic())
 
-    async def _loaded(self, model: Model, deadline_s: float) -> Facade:
+    async def _loaded(self, model: Model, deadline_s: float) -> Engine:
         """Join the load under way, or start one. The caller holds a lease."""
         if model.idle_timer:
             model.idle_timer.cancel()
@@ -224,7 +224,7 @@ class Pool:
             model.engine.watch(lambda crash: self._on_crash(model, crash))
         self._on_change()
 
-    async def _made_engine(self, model: Model) -> Facade:
+    async def _made_engine(self, model: Model) -> Engine:
         """As `_make_engine`, again and again while its process dies, as far as that is of use."""
         while True:
             while (pause_s := model.restarts.not_before_s - time.monotonic()) > 0:
@@ -241,7 +241,7 @@ class Pool:
             finally:
                 self._loader.drop(model.spec)
 
-    async def _make_engine(self, model: Model) -> Facade:
+    async def _make_engine(self, model: Model) -> Engine:
         spec, progress = model.spec, model.progress
         model.plan = await self._loader.plan(spec, self._memory.largest_bytes, progress)
         progress.begin("waiting for memory")

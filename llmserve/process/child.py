@@ -18,7 +18,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 from llmserve.core import Request
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.load_spec import LoadSpec
 from llmserve.engine.loading import Backend, backend_of, load_engine
 from llmserve.errors import LlmserveError, as_llmserve_error
@@ -100,7 +100,7 @@ class Child:
             self._on_lost,
         )
         self._backend: Backend | None = None
-        self._engine: Engine | None = None
+        self._engine: LocalEngine | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stopping: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -186,20 +186,20 @@ class Child:
                 log.exception("a bug ended a request")
             self.send(Failure(question.id, Fault.of(as_llmserve_error(error))))
 
-    def _work(self, engine: Engine, question: Question) -> Awaitable[None]:
+    def _work(self, engine: LocalEngine, question: Question) -> Awaitable[None]:
         match question:
             case Generate(request_id, request):
                 return self._generate(engine, request_id, request)
             case Call():
                 return self._call(engine, question)
 
-    async def _generate(self, engine: Engine, request_id: int, request: Request) -> None:
+    async def _generate(self, engine: LocalEngine, request_id: int, request: Request) -> None:
         stream = engine.generate(request, on_entry=lambda: self.send(Entered(request_id)))
         async with contextlib.aclosing(stream) as events:
             async for event in events:
                 self.send(Reply(request_id, event))
 
-    async def _call(self, engine: Engine, call: Call) -> None:
+    async def _call(self, engine: LocalEngine, call: Call) -> None:
         method = METHODS[call.method]
         result = await getattr(engine, call.method)(**method.arguments(call.args))
         self.send(Result(call.id, method.pack(result)))

@@ -1,4 +1,4 @@
-"""A loaded model in a child process, with the facade of `engine.Engine`.
+"""A loaded model in a child process, as an `engine.interface.Engine`.
 
 Everything here runs on the event loop. What the child does of its own accord (steps, load) goes to
 the metrics; what it says of a request goes to whoever asked.
@@ -76,7 +76,7 @@ class _Asked:
 
 
 class ProcessEngine:
-    """As `Engine`, over the child that has said `ready`."""
+    """As `LocalEngine`, over the child that has said `ready`."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class ProcessEngine:
     # -- requests ---------------------------------------------------------------------------
 
     async def generate(self, request: Request) -> EventStream:
-        """As `Engine.generate`; beside its errors `EngineCrashedError`."""
+        """As `LocalEngine.generate`; beside its errors `EngineCrashedError`."""
         with self._ask(Generate(next(self._ids), request)) as asked:
             while not isinstance(event := await _next(asked), Finished):
                 yield cast(Event, event)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from llmserve.engine.interface import Facade
+from llmserve.engine.interface import Engine
 from llmserve.engine.load_spec import BACKEND, LoadProgress, LoadSpec, Machine
 from llmserve.engine.messages import EngineObserver
 from llmserve.machine.memory import read_bytes
@@ -14,7 +14,7 @@ from llmserve.process.messages import FromChild, NotLoaded, Open, Progress, Read
 from llmserve.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from llmserve.engine.engine import Engine
+    from llmserve.engine.engine import LocalEngine
     from llmserve.engine.loading import Backend
 
 OVERHEAD_BYTES = 40_000_000  # of a process, beside the model: its interpreter and modules
@@ -33,7 +33,7 @@ class Launcher(Protocol):
 
     async def launch(
         self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
-    ) -> Facade:
+    ) -> Engine:
         """Raises `ModelFileError`, `EngineError` or `EngineCrashedError`. May be cancelled."""
 
 
@@ -162,7 +162,7 @@ class ThreadLauncher:
 
     async def launch(
         self, spec: LoadSpec, progress: LoadProgress, observer: EngineObserver
-    ) -> "Engine":
+    ) -> "LocalEngine":
         """Raises `ModelFileError` or `EngineError`. A thread cannot be ended when it stalls."""
         from llmserve.engine.loading import load_engine
 

@@ -25,7 +25,7 @@ from llmserve.core import (
     SamplingParams,
     Started,
 )
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.load_spec import Policy
 from llmserve.engine.messages import Load, StepStats
 from llmserve.engine.runtime import Chunk, Logits, OutOfCellsError
@@ -53,9 +53,9 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: FakeRuntime, policy: Policy = DEFAULT) -> AsyncIterator[Engine]:
+async def engine_on(runtime: FakeRuntime, policy: Policy = DEFAULT) -> AsyncIterator[LocalEngine]:
     """An engine that must be left without a trace of any request."""
-    engine = Engine("fake", runtime, policy=policy)
+    engine = LocalEngine("fake", runtime, policy=policy)
     try:
         yield engine
         assert_nothing_leaked(engine)
@@ -65,7 +65,7 @@ async def engine_on(runtime: FakeRuntime, policy: Policy = DEFAULT) -> AsyncIter
     assert not engine.is_alive
 
 
-def assert_nothing_leaked(engine: Engine) -> None:
+def assert_nothing_leaked(engine: LocalEngine) -> None:
     assert engine._requests == {}
     assert engine._num_active == 0
     assert engine._news._told == set()
@@ -95,7 +95,7 @@ async def collect(events: EventStream) -> tuple[Started, str, Finished]:
     return started, text, finished
 
 
-async def answer(engine: Engine, request: Request) -> Answer:
+async def answer(engine: LocalEngine, request: Request) -> Answer:
     _, text, end = await collect(engine.generate(request))
     return Answer(text, end.reason, end.stop_sequence, end.usage.generated_tokens)
 
@@ -145,7 +145,7 @@ def test_many_at_once_each_get_exactly_the_reference(
     runtime = FakeRuntime(num_cells=num_cells, num_slots=num_slots, max_batch=16)
 
     async def use(
-        engine: Engine, prompt: str, max_tokens: int, wait: int, leave: int | None
+        engine: LocalEngine, prompt: str, max_tokens: int, wait: int, leave: int | None
     ) -> None:
         for _ in range(wait):
             await asyncio.sleep(0)
@@ -172,7 +172,7 @@ def test_many_at_once_each_get_exactly_the_reference(
     run(main)
 
 
-async def cells_are_free(engine: Engine, runtime: FakeRuntime) -> None:
+async def cells_are_free(engine: LocalEngine, runtime: FakeRuntime) -> None:
     """Once a last request has been through, the worker has also seen every cancel before it."""
     await answer(engine, completion("last", 1))
     assert not any(runtime.cells)
@@ -389,7 +389,7 @@ def test_steps_are_told() -> None:
 
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, policy=policy(max_queue=1), on_step=stats.append)
+        engine = LocalEngine("fake", runtime, policy=policy(max_queue=1), on_step=stats.append)
         await answer(engine, completion("abc", 5, sampling=ENDLESS))
         assert [(s.num_prefilled, s.num_decoded) for s in stats] == [(3, 0)] + [(0, 1)] * 4
         await engine.close()
@@ -412,7 +412,7 @@ def test_the_end_of_the_worker_leaves_no_load(fault: BaseException | None) -> No
     async def main() -> None:
         gate = Gate()
         runtime = Dying(gate=gate.semaphore)
-        engine = Engine("fake", runtime, policy=policy(max_queue=1), on_load=loads.append)
+        engine = LocalEngine("fake", runtime, policy=policy(max_queue=1), on_load=loads.append)
         task = asyncio.create_task(answer(engine, completion("a", sampling=ENDLESS)))
         gate.open()
         await settle(lambda: loads == [Load(1, 0)])
@@ -868,7 +868,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
     runtime = FaultyRuntime(fault, at=1, gate=gate.semaphore)
 
     async def main() -> None:
-        engine = Engine("fake", runtime, policy=policy(max_queue=100))
+        engine = LocalEngine("fake", runtime, policy=policy(max_queue=100))
         before = [
             asyncio.create_task(answer(engine, completion("a", 30, sampling=ENDLESS)))
             for _ in range(5)
@@ -896,7 +896,7 @@ def test_a_dead_worker_fails_everybody_now_and_later(fault: BaseException) -> No
 def test_a_worker_that_dies_while_a_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         runtime = SlowTokenizer()
-        engine = Engine("fake", runtime, policy=policy(max_queue=100))
+        engine = LocalEngine("fake", runtime, policy=policy(max_queue=100))
         tasks = [asyncio.create_task(answer(engine, completion("a", 3))) for _ in range(3)]
         await asyncio.to_thread(runtime.tokenizing.wait)
         monkeypatch.delattr(Worker, "_forget")
@@ -957,7 +957,7 @@ def test_closing_while_a_prompt_is_tokenized() -> None:
 def test_closing_twice_at_once() -> None:
     async def main() -> None:
         runtime = FakeRuntime()
-        engine = Engine("fake", runtime, policy=policy(max_queue=1))
+        engine = LocalEngine("fake", runtime, policy=policy(max_queue=1))
         first = asyncio.create_task(engine.close())
         second = asyncio.create_task(engine.close())
         await asyncio.sleep(0)

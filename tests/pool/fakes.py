@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmserve.config.schema import ModelSpec
-from llmserve.engine.interface import Crash, Facade
+from llmserve.engine.interface import Crash, Engine
 from llmserve.pool.load_plan import LoadPlan
 from llmserve.pool.pool import Pool
 from llmserve.pool.progress import Progress
@@ -48,14 +48,14 @@ class FakeLoader:
     def drop(self, spec: ModelSpec) -> None:
         pass
 
-    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Facade:
+    async def load(self, spec: ModelSpec, plan: LoadPlan, progress: Progress) -> Engine:
         self.loads.append(spec.name)
         if not self.is_instant:
             self.loading[spec] = asyncio.get_running_loop().create_future()
             await self.loading[spec]
         engine = FakeEngine(spec, closes_at_once=self.is_instant)
         self.engines.append(engine)
-        return cast(Facade, engine)
+        return cast(Engine, engine)
 
     def finish(self, spec: ModelSpec, error: Exception | None = None) -> None:
         future = self.loading.pop(spec)

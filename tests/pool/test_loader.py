@@ -78,7 +78,7 @@ async def test_no_engine_no_runtime(
     def fail(*args: object, **keys: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(loading, "Engine", fail)
+    monkeypatch.setattr(loading, "LocalEngine", fail)
     with pytest.raises(ZeroDivisionError):
         await load(spec, Progress())
     assert [runtime._closed for runtime in runtimes] == [True]

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from llmserve.core import Event, Mode, Request, SamplingParams, Started
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.load_spec import LoadSpec
 from llmserve.engine.loading import load_engine
 from llmserve.engine.messages import Load, StepStats
@@ -76,7 +76,7 @@ async def child(
     assert not is_there(engine.pid)
 
 
-async def open_thread(folder: Path, script: Script, **keys: Any) -> Engine:
+async def open_thread(folder: Path, script: Script, **keys: Any) -> LocalEngine:
     """The same in this process."""
     path = script.write(folder / "model")
     return await load_engine(

@@ -1,4 +1,4 @@
-"""A model in a real child process, on the fake: the same facade, and whatever can end a child."""
+"""A model in a real child process, on the fake: the same outcomes, and whatever can end a child."""
 
 import asyncio
 import contextlib

@@ -32,8 +32,8 @@ from llmserve.core import (
     ToolUse,
     Usage,
 )
-from llmserve.engine.engine import Engine
-from llmserve.engine.interface import Facade
+from llmserve.engine.engine import LocalEngine
+from llmserve.engine.interface import Engine
 from llmserve.process.client import ProcessEngine
 from llmserve.process.messages import (
     METHODS,
@@ -109,7 +109,7 @@ def returned(method: str, result: Any) -> Any:
 @pytest.mark.parametrize("name", METHODS)
 def test_what_can_be_called_is_the_engines(name: str) -> None:
     """By the names of its parameters."""
-    for kind in (Facade, Engine, ProcessEngine):
+    for kind in (Engine, LocalEngine, ProcessEngine):
         assert list(inspect.signature(getattr(kind, name)).parameters)[1:] == [*METHODS[name].args]
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 NUM_THREADS = 2
 
 
-class Encoder:
+class InputProcessor:
     """Renders and tokenizes with the template and the vocabulary of one model."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Encoder:
         self._check_alive = check_alive
         self._style = prompt.load_style(runtime.info)
         self._answering = Answering(self._style, runtime) if self._style else None
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix=f"encoder-{model}")
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix=f"input-{model}")
         # Of bare texts, which can be much longer than any prompt: only they wait for each other.
         self._bare = ThreadPoolExecutor(1, thread_name_prefix=f"bare-{model}")
 
@@ -61,9 +61,9 @@ class Encoder:
         self._check_alive()
         return await asyncio.get_running_loop().run_in_executor(threads, run)
 
-    async def submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
+    async def process(self, request: Request, request_id: int, accepted_s: float) -> Submit:
         """What the worker needs to know of `request`. Raises what `prompt.encode` raises."""
-        return await self.run(lambda: self._submission(request, request_id, accepted_s))
+        return await self.run(lambda: self._process(request, request_id, accepted_s))
 
     async def render(self, request: Request) -> str:
         """What mode chat would give the model to continue. Raises `InvalidRequestError`."""
@@ -82,7 +82,7 @@ class Encoder:
         check_request(request)
         return prompt.render(request, self._style)
 
-    def _submission(self, request: Request, request_id: int, accepted_s: float) -> Submit:
+    def _process(self, request: Request, request_id: int, accepted_s: float) -> Submit:
         check_request(request)
         _check_parameters(request, self._runtime.info.vocab_size)
         tokens, conversation = prompt.encode(

@@ -25,7 +25,7 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.input.answer_plan import Answering
 from llmserve.engine.input.prompt import load_style
 from llmserve.errors import InvalidRequestError
@@ -80,7 +80,7 @@ TEMPLATES = {
 
 def ask(runtime: FakeRuntime, request: Request) -> list[Event]:
     async def one() -> list[Event]:
-        engine = Engine("fake", runtime, policy=policy())
+        engine = LocalEngine("fake", runtime, policy=policy())
         try:
             return [event async for event in engine.generate(request)]
         finally:

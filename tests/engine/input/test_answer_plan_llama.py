@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from llmserve.core import Event, FinishReason, Message, Mode, Request, SamplingParams, Tool, ToolUse
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from tests.engine.input.test_answer_plan import calls, end, read
 from tests.policies import policy
@@ -73,11 +73,11 @@ QUESTIONS = {
 def answers(runtime: LlamaRuntime) -> dict[str, list[Event]]:
     """All the questions of this module, asked at once."""
 
-    async def one(engine: Engine, request: Request) -> list[Event]:
+    async def one(engine: LocalEngine, request: Request) -> list[Event]:
         return [event async for event in engine.generate(request)]
 
     async def ask() -> dict[str, list[Event]]:
-        engine = Engine("real", runtime, policy=policy())
+        engine = LocalEngine("real", runtime, policy=policy())
         try:
             found = await asyncio.gather(*(one(engine, r) for r in QUESTIONS.values()))
             return dict(zip(QUESTIONS, found, strict=True))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.core import EmbeddingRequest, Embeddings, Vectors
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.input import embedding
 from llmserve.engine.input.embedding import normalized
 from llmserve.engine.runtime import EmbeddingLimits, InputChunk
@@ -289,7 +289,7 @@ def test_leaving_interrupts(limits: EmbeddingLimits) -> None:
 def test_the_end_of_the_model_is_told() -> None:
     async def test() -> None:
         runtime = FakeRuntime(embedding=LIMITS, gate=threading.Semaphore(0))
-        engine = Engine("fake", runtime, policy=policy())
+        engine = LocalEngine("fake", runtime, policy=policy())
         tasks = [asyncio.create_task(engine.embed(request("x" * 60))) for _ in range(3)]
         await until_decoding(runtime)
         await engine.close()
@@ -323,7 +323,7 @@ def test_a_dead_worker_is_told() -> None:
             raise RuntimeError("a bug")
 
     async def test() -> None:
-        engine = Engine("fake", Dying(embedding=LIMITS), policy=policy())
+        engine = LocalEngine("fake", Dying(embedding=LIMITS), policy=policy())
         with pytest.raises(EngineError, match="the engine failed"):
             await engine.embed(request("a"))
         assert not engine.is_alive

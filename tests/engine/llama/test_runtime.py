@@ -32,7 +32,7 @@ from llmserve.core import (
     Tool,
     ToolUse,
 )
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.input import prompt
 from llmserve.engine.llama import LlamaParams, LlamaRuntime, call
 from llmserve.engine.llama import runtime as llama
@@ -567,7 +567,7 @@ def test_log_probabilities_of_a_real_row(runtime: LlamaRuntime) -> None:
 # -- through the engine ---------------------------------------------------------------------------
 
 
-async def generate(engine: Engine, request: Request) -> tuple[str, Finished]:
+async def generate(engine: LocalEngine, request: Request) -> tuple[str, Finished]:
     text, end = "", None
     async with contextlib.aclosing(engine.generate(request)) as events:
         async for event in events:
@@ -596,7 +596,7 @@ def test_the_same_seed_gives_the_same_text_and_a_cancel_in_a_prefill_frees_all()
 
     async def main() -> None:
         runtime = LlamaRuntime(MODEL, PARAMS)
-        engine = Engine("smollm2", runtime, policy=policy())
+        engine = LocalEngine("smollm2", runtime, policy=policy())
         try:
             first, end = await generate(engine, sampled)
             assert first

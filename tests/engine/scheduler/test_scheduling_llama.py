@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from llmserve.core import Delta, Finished, Mode, Request, SamplingParams
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from llmserve.engine.messages import StepStats
 from llmserve.engine.runtime import Chunk, Logits
@@ -36,15 +36,17 @@ class Recording(LlamaRuntime):
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: LlamaRuntime, stats: list[StepStats]) -> AsyncIterator[Engine]:
-    engine = Engine("real", runtime, policy=policy(target_itl_s=TARGET_ITL_S), on_step=stats.append)
+async def engine_on(runtime: LlamaRuntime, stats: list[StepStats]) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine(
+        "real", runtime, policy=policy(target_itl_s=TARGET_ITL_S), on_step=stats.append
+    )
     try:
         yield engine
     finally:
         await engine.close()
 
 
-async def text_of(engine: Engine, request: Request) -> tuple[str, Finished]:
+async def text_of(engine: LocalEngine, request: Request) -> tuple[str, Finished]:
     text = ""
     async for event in engine.generate(request):
         if isinstance(event, Delta):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core import Delta, Finished, FinishReason, Mode, Request, SamplingParams
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.output.text import TextStream
 from llmserve.engine.runtime import Logits
 from llmserve.engine.sampling.sampler import Sampler
@@ -53,15 +53,15 @@ class Answer:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: FakeRuntime, *, speculation: bool) -> AsyncIterator[Engine]:
-    engine = Engine("fake", runtime, policy=policy(max_queue=1000, speculation=speculation))
+async def engine_on(runtime: FakeRuntime, *, speculation: bool) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine("fake", runtime, policy=policy(max_queue=1000, speculation=speculation))
     try:
         yield engine
     finally:
         await engine.close()
 
 
-async def ask(engine: Engine, request: Request) -> Answer:
+async def ask(engine: LocalEngine, request: Request) -> Answer:
     answer = Answer()
     async for event in engine.generate(request):
         match event:

@@ -23,7 +23,7 @@ from llmserve.core import (
     Request,
     SamplingParams,
 )
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.structured import compiler as module
 from llmserve.engine.structured.compiler import Compiler
 from llmserve.engine.structured.masks import MaskFiller
@@ -46,8 +46,8 @@ def compiler() -> Compiler:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(runtime: FakeRuntime) -> AsyncIterator[Engine]:
-    engine = Engine("fake", runtime, policy=policy(max_queue=100))
+async def engine_on(runtime: FakeRuntime) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine("fake", runtime, policy=policy(max_queue=100))
     try:
         yield engine
         assert engine._compiling.compiler._ready == {}

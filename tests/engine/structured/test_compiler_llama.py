@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmserve.core import Constraint, Delta, Finished, FinishReason, Mode, Request, SamplingParams
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.llama import LlamaParams, LlamaRuntime
 from tests.engine.structured.schemas import is_valid
 from tests.policies import policy
@@ -46,7 +46,7 @@ def runtime() -> Iterator[LlamaRuntime]:
 def answers(runtime: LlamaRuntime) -> "dict[str, tuple[str, Finished]]":
     """All the questions of this module, asked at once: 16, of which some are free."""
 
-    async def one(engine: Engine, request: Request) -> tuple[str, Finished]:
+    async def one(engine: LocalEngine, request: Request) -> tuple[str, Finished]:
         text = ""
         async for event in engine.generate(request):
             if isinstance(event, Delta):
@@ -55,7 +55,7 @@ def answers(runtime: LlamaRuntime) -> "dict[str, tuple[str, Finished]]":
         return text, event
 
     async def ask() -> dict[str, tuple[str, Finished]]:
-        engine = Engine("real", runtime, policy=policy(max_queue=100))
+        engine = LocalEngine("real", runtime, policy=policy(max_queue=100))
         try:
             found = await asyncio.gather(*(one(engine, r) for r in QUESTIONS.values()))
             return dict(zip(QUESTIONS, found, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from llmserve.core import Constraint, Message, Request, SamplingParams, Tool, ToolUse
-from llmserve.engine.engine import Engine
+from llmserve.engine.engine import LocalEngine
 from llmserve.engine.structured.validate import check_request, field_of
 from llmserve.errors import InvalidRequestError
 from tests.fakes import FakeRuntime
@@ -69,7 +69,7 @@ def test_what_is_refused(request_: Request, param: str) -> None:
 @pytest.mark.anyio
 async def test_it_is_the_first_thing_that_is_looked_at() -> None:
     """Before the template, which this model does not even have."""
-    engine = Engine("fake", FakeRuntime(), policy=policy())
+    engine = LocalEngine("fake", FakeRuntime(), policy=policy())
     asked = Request(messages=(Message("user", "Hi"),), tool_use=ToolUse((Tool("a b"),)))
     try:
         for answer in (engine.render(asked), anext(engine.generate(asked))):
