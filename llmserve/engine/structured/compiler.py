@@ -134,7 +134,7 @@ class Compiler:
 
 
 class Compiling:
-    """A model's `compiler` in a thread of its own: who brings no grammar need not wait for it."""
+    """A model's `compiler` in its own thread: a request without a grammar does not wait for it."""
 
     def __init__(self, model: str, make_tokenizer: "Callable[[], LLTokenizer]") -> None:
         self.compiler = Compiler(make_tokenizer)
@@ -151,7 +151,7 @@ class Compiling:
             async with asyncio.timeout(MAX_COMPILE_S):
                 await asyncio.wrap_future(prepared)
         except (asyncio.CancelledError, TimeoutError) as error:
-            # Behind what it may still prepare, which nobody takes.
+            # Behind what it may still prepare, which is not taken.
             self._thread.submit(self.compiler.discard, request_id)
             if isinstance(error, TimeoutError):
                 raise _too_slow(constraint, is_running=not prepared.cancel()) from error

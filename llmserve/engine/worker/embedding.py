@@ -153,7 +153,7 @@ class Embedder:
         self._jobs = deque(job for job in self._jobs if job.id != request_id)
 
     def cancel_all(self) -> None:
-        """The worker ends: say so to everybody. What has begun ends with the runtime."""
+        """The worker ends: tell every request. What has begun ends with the runtime."""
         replies: list[Reply] = [(job.id, Embedded(None)) for job in self._jobs]
         self._jobs.clear()
         self._begun.clear()
@@ -213,7 +213,7 @@ class Embedder:
         return self._advance(work, vectors)
 
     def _begin(self, work: list[Work]) -> None:
-        """Give slots to what is new, and the next turn to whoever had none."""
+        """Give slots to what is new, and the next turn to a job that had none."""
         num_new = 0
         for each in (each.input for each in work if each.input.slot is None):
             each.slot = self._free_slots.pop()

@@ -1,8 +1,8 @@
 """System prompts that stay: computed once, while there is nothing else to do, and never dropped.
 
 What an earlier run left of them on disk is taken in before the first request; the rest is computed
-in steps as short as those beside running streams, each of which a new request interrupts. So nobody
-waits for them, but where a model cannot be interrupted: then for one such step.
+in steps as short as those beside running streams, each of which a new request interrupts. So no
+request waits for them, but where a model cannot be interrupted: then for one such step.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """From the logits of a step to what there is to say: a token for every row, and its text.
 
-Changes the sequences, but neither slots nor cells: who has ended is for the worker to let go.
+Changes the sequences, but neither slots nor cells: what has ended is for the worker to let go.
 """
 
 from collections.abc import Sequence as Seq

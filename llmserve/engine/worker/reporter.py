@@ -45,7 +45,7 @@ class Reporter:
         self._queue = QueueReport()
         self._entered: list[int] = []
         self._num_preempted = 0
-        self._is_stale = False  # somebody came, entered or left since the last `tell`
+        self._is_stale = False  # a request came, entered or left since the last `tell`
 
     def note_change(self) -> None:
         """Somebody came or left."""

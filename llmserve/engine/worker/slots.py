@@ -1,4 +1,4 @@
-"""Who runs, who waits, and which slot is whose. Only the worker's thread touches it.
+"""What runs, what waits, and which slot belongs to which. Only the worker's thread touches it.
 
 `occupy` and `vacate` are the only two places where a sequence gets a slot and gives it back, with
 the cells in it.
@@ -72,14 +72,14 @@ class Roster:
             sequence.num_computed = 0
 
     def find(self, request_id: int) -> Sequence | None:
-        everybody = [*self.running, *self.waiting]
-        return next((s for s in everybody if s.id == request_id), None)
+        sequences = [*self.running, *self.waiting]
+        return next((s for s in sequences if s.id == request_id), None)
 
     def clear(self) -> list[Sequence]:
-        """Forget everybody, for the end: their cells end with the runtime."""
-        everybody = [*self.running, *self.waiting]
+        """Forget all, for the end: their cells end with the runtime."""
+        sequences = [*self.running, *self.waiting]
         self.running, self.waiting = [], []
-        return everybody
+        return sequences
 
 
 def slot_of(sequence: Sequence) -> int:

@@ -2,7 +2,7 @@
 
 Only this thread touches the sequences and calls the runtime (but for `abort`). Commands arrive
 through a queue, everything that happens leaves through `report`, once a step. However the thread
-ends, its last report is `Ended`; the runtime belongs to whoever made it, and outlives the thread.
+ends, its last report is `Ended`; the runtime belongs to its maker, and outlives the thread.
 """
 
 import logging
@@ -157,7 +157,7 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        """Whether nobody waits for anything until a command comes."""
+        """Whether there is nothing to do until a command comes."""
         return not (self._has_sequences or self._embedder.has_work)
 
     @property
@@ -184,7 +184,7 @@ class Worker:
             sequence = make_sequence(
                 submit, self._num_arrivals, self._runtime, self._compiler, drafts=self._drafts
             )
-        except Exception:  # parameters that somebody above should have refused
+        except Exception:  # parameters that should have been refused above
             log.exception("request %d cannot start", submit.id)
             self._tell([(submit.id, Failed("the request has unusable parameters"))])
         else:
@@ -231,7 +231,7 @@ class Worker:
             self._reporter.note_entry(sequence)
 
     def _expire(self, now_s: float) -> None:
-        """Give up on who has waited too long for the first slot."""
+        """Give up on what has waited too long for the first slot."""
         if self._queue_timeout_s is None:
             return
         latest_s = now_s - self._queue_timeout_s
@@ -288,7 +288,7 @@ class Worker:
             )
 
     def _isolate(self, work: list[Work], error: EngineError) -> None:
-        """A failed step fails nobody but who makes it fail: each one is tried alone."""
+        """A failed step fails only the sequence that makes it fail: each one is tried alone."""
         log.error("a step of %d sequences failed: %s", len(work), error)
         if len(work) == 1:
             self._fail(work[0].sequence, error.message)
