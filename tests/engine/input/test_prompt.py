@@ -126,7 +126,7 @@ def test_a_hopeless_prompt_is_refused_before_it_is_tokenized() -> None:
     with pytest.raises(TooLargeError, match="messages has at least") as caught:
         encode(Request(messages=(Message("user", "x" * 400),)), runtime)
     assert caught.value.param == "messages"
-    with pytest.raises(InvalidRequestError, match="no valid Unicode"):
+    with pytest.raises(InvalidRequestError, match="not valid Unicode"):
         encode(Request(prompt="x" * 4000 + "\ud800", mode=Mode.COMPLETION), runtime)
 
 
@@ -237,7 +237,7 @@ def test_tokens_go_with_completion_only(request_: Request) -> None:
 )
 def test_half_a_surrogate_pair_is_no_text(request_: Request, param: str) -> None:
     """A shell's argument with broken bytes, or a careless JSON escape, can hold one."""
-    with pytest.raises(InvalidRequestError, match="no valid Unicode") as caught:
+    with pytest.raises(InvalidRequestError, match="not valid Unicode") as caught:
         encode(request_)
     assert caught.value.param == param
 
